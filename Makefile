@@ -1,0 +1,38 @@
+# Every target does all of its own set-up; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Debian's own interpreter, so that a version manager on the PATH cannot change what is tested.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PGCHROMA_CACHE ?= /var/cache/pgchroma
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## List every target with one line each
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+.PHONY: venv
+venv: $(VENV)/.ready ## Build the virtual environment from the hash-locked list
+
+$(VENV)/.ready: requirements/dev.txt pyproject.toml
+	scripts/install-system-packages
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install -q --cache-dir $(PGCHROMA_CACHE)/pip --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+.PHONY: lock
+lock: venv ## Renew the hash-locked requirements from the .in files
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/pip install -q uv
+	for name in runtime dev; do \
+		build/lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+			-o requirements/$$name.txt requirements/$$name.in; \
+	done
+
+.PHONY: serve
+serve: venv ## Serve an embedded PostgreSQL in a temporary folder: make serve PORT=8000 WORKERS=2
+	exec $(BIN)/pgchroma serve --embedded --allow-reset --auth off --port $(or $(PORT),8000) --workers $(or $(WORKERS),2)

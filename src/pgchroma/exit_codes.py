@@ -1,0 +1,34 @@
+"""The one table of exit codes; every command of the project uses these and no others."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means to the person, cron job or playbook that ran it."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    CONFIGURATION = 3
+    DATABASE_UNREACHABLE = 4
+    DATABASE_NOT_READY = 5
+    SOURCE_UNREADABLE = 6
+    SOURCE_CHANGED = 7
+    VERIFICATION_FAILED = 8
+    REFUSED = 9
+    INTERRUPTED = 10
+
+
+MEANINGS: dict[ExitCode, str] = {
+    ExitCode.OK: "done, and everything that was checked holds",
+    ExitCode.UNEXPECTED: "an error that pgchroma did not foresee; please report it with the message",
+    ExitCode.USAGE: "wrong options or arguments",
+    ExitCode.CONFIGURATION: "a setting is missing, contradictory or out of range",
+    ExitCode.DATABASE_UNREACHABLE: "PostgreSQL does not answer or refuses the login",
+    ExitCode.DATABASE_NOT_READY: "PostgreSQL answers, but the schema, the extension or its version is not as needed",
+    ExitCode.SOURCE_UNREADABLE: "the source is missing, damaged or of an unknown layout",
+    ExitCode.SOURCE_CHANGED: "the source changed while, or since, it was copied",
+    ExitCode.VERIFICATION_FAILED: "a verification found a difference, or a critical check failed",
+    ExitCode.REFUSED: "a confirmation or a precondition is missing; nothing was changed",
+    ExitCode.INTERRUPTED: "stopped half-way; run `pgchroma migrate resume`",
+}
