@@ -1,0 +1,111 @@
+"""Metadata to jsonb and back without losing a type or a bit.
+
+jsonb keeps numbers as decimals: it forgets that 1e16 was a float, has no negative zero and refuses NaN and infinity. Floats are
+therefore always written with a decimal point, and what jsonb cannot hold at all is kept beside it as text (`exact`), in which
+JSON's own spelling of -0.0 and the names NaN, Infinity and -Infinity stand as Python's json module writes them.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from pgchroma.store import text
+
+_encode_json = msgspec.json.encode
+_decode_json = msgspec.json.decode
+
+# From here on the shortest notation of a float has no decimal point any more.
+_POINTLESS = 1e15
+
+
+def _plain_float(value: float) -> msgspec.Raw:
+    """Return a float of at least 1e15 as digits with a decimal point, which jsonb keeps and a reader takes for a float."""
+    return msgspec.Raw(f"{Decimal(repr(value)):f}".partition(".")[0].encode() + b".0")
+
+
+def _needs_care(value: object) -> bool:
+    if isinstance(value, float):
+        return not (-_POINTLESS < value < _POINTLESS) or (value == 0.0 and math.copysign(1.0, value) < 0)
+    if isinstance(value, str):
+        return text.encode(value) is not value
+    if isinstance(value, list):
+        return any(_needs_care(item) for item in value)
+    return False
+
+
+def _is_inexact(value: object) -> bool:
+    """Whether jsonb cannot hold the value."""
+    if isinstance(value, float):
+        return not math.isfinite(value) or (value == 0.0 and math.copysign(1.0, value) < 0)
+    return isinstance(value, list) and any(_is_inexact(item) for item in value)
+
+
+def _careful(value: object) -> object:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return _plain_float(value) if abs(value) >= _POINTLESS else value
+    if isinstance(value, str):
+        return text.encode(value)
+    if isinstance(value, list):
+        return [_careful(item) for item in value]
+    return value
+
+
+def encode(metadata: Mapping[str, Any]) -> tuple[bytes, str | None]:
+    """Return (jsonb text as UTF-8, exact text or None) of a metadata object.
+
+    The second value is set only where jsonb alone would lose something.
+    """
+    special_key = any(text.encode(key) is not key for key in metadata)
+    if not special_key and not any(map(_needs_care, metadata.values())):
+        return _encode_json(metadata), None
+    encoded = {text.encode(key): _careful(value) for key, value in metadata.items()}
+    exact = None
+    if any(map(_is_inexact, metadata.values())):
+        exact = text.encode(json.dumps(dict(metadata), ensure_ascii=True, allow_nan=True))
+    return _encode_json(encoded), exact
+
+
+def decode(stored: bytes | str | None, exact: str | None) -> dict[str, Any] | None:
+    """Return the metadata object that `encode` was given, or None."""
+    if exact is not None:
+        result: dict[str, Any] = json.loads(exact)
+        return result
+    if stored is None:
+        return None
+    value: dict[str, Any] = _decode_json(stored)
+    data = stored.encode() if isinstance(stored, str) else stored
+    return _decode_words(value) if text.has_special(data) else value
+
+
+def _decode_words(value: Any) -> Any:
+    if isinstance(value, str):
+        return text.decode(value)
+    if isinstance(value, list):
+        return [_decode_words(item) for item in value]
+    if isinstance(value, dict):
+        return {text.decode(key): _decode_words(item) for key, item in value.items()}
+    return value
+
+
+def to_json(stored: bytes | None, exact: str | None) -> bytes | None:
+    """Return the metadata as standard JSON text for an answer; non-finite floats, which JSON lacks, become null."""
+    if exact is None and (stored is None or not text.has_special(stored)):
+        return stored
+    return _encode_json(decode(stored, exact))
+
+
+def merge(old: Mapping[str, Any] | None, patch: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `old` with `patch` laid over it; a value of None deletes the key; None when no key is left."""
+    merged = dict(old or {})
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    return merged or None

@@ -1,0 +1,54 @@
+"""Carries U+0000 through PostgreSQL, whose text and jsonb types refuse it.
+
+U+0000 and six Unicode noncharacters are written as two-character words over those noncharacters. The first character of a
+word is always one of `_FIRST`, the second one of `_SECOND`, and the sets are disjoint, so no word can be found across the
+border of two others: a substring search over encoded text gives the same answer as over the original.
+"""
+
+import hashlib
+import re
+
+_FIRST = "\ufdd0\ufdd1"
+_SECOND = "\ufdd2\ufdd3\ufdd4\ufdd5"
+_WORDS = [first + second for first in _FIRST for second in _SECOND]
+_ENCODE = {ord(char): word for char, word in zip("\x00" + _FIRST + _SECOND, _WORDS, strict=False)}
+_DECODE = {word: chr(code) for code, word in _ENCODE.items()}
+_SPECIAL = re.compile(f"[\x00{_FIRST}{_SECOND}]")
+_WORD = re.compile(f"[{_FIRST}][{_SECOND}]")
+
+# What appears in UTF-8 bytes of encoded text, and only there: U+FDD0 to U+FDD5 all start so.
+SPECIAL_UTF8 = b"\xef\xb7\x90", b"\xef\xb7\x91"
+
+# The largest id, in bytes, that is its own key; a B-tree entry must stay below about 2,700 bytes.
+LONGEST_KEY_BYTES = 1024
+
+
+def encode(text: str) -> str:
+    """Return `text` in the form PostgreSQL can hold; the same object when nothing needs encoding."""
+    return text.translate(_ENCODE) if _SPECIAL.search(text) else text
+
+
+def decode(text: str) -> str:
+    """Return what `encode` was given."""
+    if _FIRST[0] in text or _FIRST[1] in text:
+        return _WORD.sub(lambda match: _DECODE[match.group()], text)
+    return text
+
+
+def has_special(data: bytes) -> bool:
+    """Whether UTF-8 `data` read from PostgreSQL holds encoded words."""
+    return SPECIAL_UTF8[0] in data or SPECIAL_UTF8[1] in data
+
+
+def id_key(record_id: str) -> tuple[str, str | None]:
+    """Return (key, full): what the unique index holds, and the whole id when it is too long to be its own key.
+
+    The key of a long id starts with a character no encoded text can start with, so it never equals a short id.
+    """
+    encoded = encode(record_id)
+    if len(encoded) * 4 <= LONGEST_KEY_BYTES:
+        return encoded, None
+    data = encoded.encode()
+    if len(data) <= LONGEST_KEY_BYTES:
+        return encoded, None
+    return _SECOND[0] + hashlib.sha256(data).hexdigest(), encoded

@@ -1,0 +1,53 @@
+"""Embeddings to and from pgvector's binary format: int16 dimension, int16 zero, then big-endian float32."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgchroma.types import Float32Matrix
+
+MAX_DIMENSION = 16_000
+# pgvector's limit for an index over the vector type.
+MAX_INDEXED_DIMENSION = 2_000
+# A row with a longer vector does not fit an 8 KiB page and must go to TOAST.
+MAX_INLINE_DIMENSION = 1_900
+
+_COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+_COPY_TRAILER = b"\xff\xff"
+
+
+def copy_buffer(vector_seqs: NDArray[np.int64], seqs: NDArray[np.int64], embeddings: Float32Matrix) -> bytes:
+    """Return a COPY BINARY stream of (seq bigint, record_seq bigint, embedding vector).
+
+    Args:
+        vector_seqs, seqs: shape (n,).
+        embeddings: shape (n, dimension).
+    """
+    count, dimension = embeddings.shape
+    rows = np.zeros(
+        count,
+        dtype=np.dtype(
+            [
+                ("fields", ">i2"),
+                ("len1", ">i4"),
+                ("seq", ">i8"),
+                ("len2", ">i4"),
+                ("record_seq", ">i8"),
+                ("len3", ">i4"),
+                ("dimension", ">i2"),
+                ("unused", ">i2"),
+                ("embedding", ">f4", (dimension,)),
+            ]
+        ),
+    )
+    rows["fields"], rows["len1"], rows["len2"], rows["len3"] = 3, 8, 8, 4 + 4 * dimension
+    rows["seq"], rows["record_seq"] = vector_seqs, seqs
+    rows["dimension"], rows["embedding"] = dimension, embeddings
+    return _COPY_HEADER + rows.tobytes() + _COPY_TRAILER
+
+
+def from_binary(values: Sequence[bytes], dimension: int) -> Float32Matrix:
+    """Return shape (n, dimension) from n values of `vector_send()`."""
+    data = b"".join(value[4:] for value in values)
+    return np.frombuffer(data, dtype=">f4").astype(np.float32).reshape(len(values), dimension)
