@@ -1,0 +1,1 @@
+"""The `pgchroma` command: thin click commands over the library; see main.py for the list."""

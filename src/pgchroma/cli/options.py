@@ -1,0 +1,51 @@
+"""The click options that several commands share, each defined once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pgchroma.errors import ConfigurationError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def format_option(command: Command) -> Command:
+    """Add `--format`, passed as `fmt`."""
+    return click.option(
+        "--format",
+        "fmt",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="How to write the result: for a person or for a program.",
+    )(command)
+
+
+def database_options(command: Command) -> Command:
+    """Add `--database-url` and `--database-password-file`."""
+    command = click.option(
+        "--database-password-file",
+        envvar="PGCHROMA_DATABASE_PASSWORD_FILE",
+        show_envvar=True,
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="File holding the database password, so that it stands in no URL.",
+    )(command)
+    return click.option(
+        "--database-url",
+        envvar=["PGCHROMA_DATABASE_URL", "DATABASE_URL"],
+        show_envvar=True,
+        help="libpq URL or DSN, e.g. postgresql:///pgchroma?host=/var/run/postgresql&user=pgchroma_app",
+    )(command)
+
+
+def required_url(database_url: str | None) -> str:
+    """Return the URL, or raise ConfigurationError when neither the option nor the environment gives one."""
+    if not database_url:
+        raise ConfigurationError(
+            "no database is named",
+            hint="give --database-url or set PGCHROMA_DATABASE_URL, e.g. "
+            "postgresql:///pgchroma?host=/var/run/postgresql&user=pgchroma_app",
+        )
+    return database_url

@@ -1,0 +1,1 @@
+"""Moving existing data into pgchroma: source readers, plan, copy, proof and receipt."""

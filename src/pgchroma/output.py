@@ -1,0 +1,99 @@
+"""The only module that writes to the terminal: results to standard output, everything for a person's eyes to standard error."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeAlias
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from pgchroma.errors import PgchromaError
+
+Format: TypeAlias = Literal["text", "json"]
+TextRenderer: TypeAlias = Callable[[Console], None]
+
+
+def stdout() -> Console:
+    """Return a console on standard output; looked up at each call so that a test's capture is honoured."""
+    # Not folded to a terminal that is not there: a log or a pipe gets whole lines.
+    width = None if sys.stdout.isatty() else 160
+    return Console(file=sys.stdout, width=width, soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+
+def stderr() -> Console:
+    """Return a console on standard error."""
+    return Console(file=sys.stderr, soft_wrap=True, highlight=False)
+
+
+def emit(data: object, fmt: Format, text_renderer: TextRenderer | None = None) -> None:
+    """Write a command's result: `data` as JSON, or whatever `text_renderer` draws on the console it is given."""
+    if fmt == "json" or text_renderer is None:
+        sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.flush()
+        return
+    text_renderer(stdout())
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return a table; columns whose name ends in `>` are right-aligned, cells are shown as they are, without markup."""
+    drawn = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        right = column.endswith(">")
+        drawn.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(cell if isinstance(cell, Text) else Text(_cell(cell)) for cell in row))
+    return drawn
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def status_text(status: str) -> Text:
+    """Return a status word in the colour it deserves."""
+    good, bad = {"ok", "equal", "verified", "completed"}, {"failed", "different", "error"}
+    return Text(status, style="green" if status in good else "bold red" if status in bad else "yellow")
+
+
+def note(message: str) -> None:
+    """Write a line for the person watching to standard error."""
+    stderr().print(Text(message))
+
+
+def error(exc: BaseException) -> None:
+    """Write what went wrong and, where one is known, the remedy to standard error."""
+    console = stderr()
+    message = exc.message if isinstance(exc, PgchromaError) else f"{type(exc).__name__}: {exc}"
+    console.print(Text.assemble(("error: ", "bold red"), message))
+    if isinstance(exc, PgchromaError) and exc.hint:
+        console.print(Text.assemble(("  fix: ", "bold"), exc.hint))
+
+
+def progress() -> Progress:
+    """Return a progress display on standard error that stays silent when that is not a terminal."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=stderr(),
+        disable=not sys.stderr.isatty(),
+    )
