@@ -1,0 +1,1 @@
+"""What the tests share: an embedded PostgreSQL, server processes, waiting for a condition."""
