@@ -66,7 +66,12 @@ class Machine:
         """``running``, ``off`` (switched off or crashed on request) or ``dead`` (its session ended)."""
         if self.running:
             return "running"
-        return "dead" if self.wanted_on else "off"
+        return "off" if not self.wanted_on or self.powered_off.exists() else "dead"
+
+    @property
+    def powered_off(self) -> Path:
+        """Written by the supervisor when the machine ended because it powered itself off."""
+        return self.directory / "powered-off"
 
     def save(self) -> None:
         """Write the record."""
@@ -208,6 +213,7 @@ def _write_known_hosts() -> None:
 def _power_on(machine: Machine) -> None:
     """Start the supervisor of ``machine`` in its own session and mount namespace."""
     machine.wanted_on = True
+    machine.powered_off.unlink(missing_ok=True)
     machine.save()
     command = ["unshare", "--mount", "--propagation", "slave", str(SUPERVISOR)]
     command += [machine.name, str(machine.directory), machine.base, BRIDGE]
@@ -327,6 +333,21 @@ def crash(machine: Machine) -> None:
                 f"{machine.name} survives being killed: see `ps` for pid {machine.supervisor_pid()}"
             )
     base.collect_packages(machine.suite, machine.directory / "upper/var/cache/apt/archives")
+
+
+def _clear_leftovers(name: str) -> None:
+    """End what a machine without a supervisor may still have running, and remove its control group."""
+    for mount in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
+        group = mount / "pgchroma-machines" / name
+        if not (group / "cgroup.kill").exists():
+            continue
+        (group / "cgroup.kill").write_text("1")
+        if not wait_until(lambda: "populated 0" in (group / "cgroup.events").read_text(), 20):  # noqa: B023
+            raise MachineError(
+                f"processes of {name} survive being killed; they are listed in {group}/*/cgroup.procs"
+            )
+        for path, _, _ in os.walk(group, topdown=False):
+            Path(path).rmdir()
 
 
 def _mark_off(machine: Machine) -> None:
