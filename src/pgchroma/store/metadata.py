@@ -83,7 +83,7 @@ def decode(stored: bytes | str | None, exact: str | None) -> dict[str, Any] | No
     return _decode_words(value) if text.has_special(data) else value
 
 
-def _decode_words(value: Any) -> Any:
+def _decode_words(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, str):
         return text.decode(value)
     if isinstance(value, list):
@@ -91,6 +91,21 @@ def _decode_words(value: Any) -> Any:
     if isinstance(value, dict):
         return {text.decode(key): _decode_words(item) for key, item in value.items()}
     return value
+
+
+def _encode_words(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, str):
+        return text.encode(value)
+    if isinstance(value, list):
+        return [_encode_words(item) for item in value]
+    if isinstance(value, dict):
+        return {text.encode(key): _encode_words(item) for key, item in value.items()}
+    return value
+
+
+def encode_document(value: dict[str, Any]) -> str:
+    """Return the jsonb text of a nested object, such as a schema, in which only strings need care; `decode` reads it."""
+    return _encode_json(_encode_words(value)).decode()
 
 
 def to_json(stored: bytes | None, exact: str | None) -> bytes | None:

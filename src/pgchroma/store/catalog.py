@@ -1,0 +1,368 @@
+"""Tenants, databases and collections."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg import sql
+
+from pgchroma.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from pgchroma.store import configuration as configurations
+from pgchroma.store import metadata as codec
+from pgchroma.store import tables
+from pgchroma.store.connection import Connection, Row
+from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
+_DEFAULT_DATABASE_ID = UUID(int=0)
+
+_COLUMNS = (
+    "c.id, c.name, d.tenant, d.name, c.metadata::text, c.metadata_exact, c.configuration::text, c.schema::text, "
+    "c.dimension, c.table_number"
+)
+_FROM = "FROM pgchroma.collections c JOIN pgchroma.databases d ON d.id = c.database_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One database of a tenant."""
+
+    id: UUID
+    name: str
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One vector index: it covers vectors with low < seq <= high."""
+
+    low: int
+    high: int
+    index_name: str
+    rows: int = 0
+
+
+def _require_name(name: str, field: str = "name") -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidArgumentError(
+            f"Validation error: {field}: Expected a name containing 3-512 characters from [a-zA-Z0-9._-], "
+            f"starting and ending with a character in [a-zA-Z0-9]. Got: {name}"
+        )
+
+
+def _collection(row: Row) -> Collection:
+    return Collection(
+        id=row[0],
+        name=row[1],
+        tenant=row[2],
+        database=row[3],
+        metadata=codec.decode(row[4], row[5]),
+        configuration=codec.decode(row[6], None) or {},
+        schema=codec.decode(row[7], None) or {},
+        dimension=row[8],
+        table_number=row[9],
+    )
+
+
+async def create_tenant(connection: Connection, name: str) -> None:
+    """Create a tenant."""
+    if len(name) < 3:
+        raise InvalidArgumentError("Validation error: name: Tenant name must be at least 3 characters long")
+    if "\x00" in name:
+        raise InvalidArgumentError("Validation error: name: Tenant name must not contain U+0000")
+    cursor = await connection.execute(
+        "INSERT INTO pgchroma.tenants (name) VALUES (%s) ON CONFLICT DO NOTHING", [name]
+    )
+    if cursor.rowcount == 0:
+        raise AlreadyExistsError(f"Tenant [{name}] already exists")
+
+
+async def get_tenant(connection: Connection, name: str) -> str:
+    """Return the tenant's name, or raise NotFoundError."""
+    cursor = await connection.execute("SELECT name FROM pgchroma.tenants WHERE name = %s", [_queryable(name)])
+    if await cursor.fetchone() is None:
+        raise NotFoundError(f"Tenant [{name}] not found")
+    return name
+
+
+def _queryable(name: str) -> str:
+    # U+0000 never got into the catalog, so any name with it is simply not found.
+    return name.replace("\x00", "\ufdd0")
+
+
+async def create_database(connection: Connection, tenant: str, name: str) -> Database:
+    """Create a database; its tenant need not exist, as in Chroma."""
+    _require_name(name)
+    database = Database(uuid4(), name, tenant)
+    cursor = await connection.execute(
+        "INSERT INTO pgchroma.databases (id, tenant, name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+        [database.id, _queryable(tenant), name],
+    )
+    if cursor.rowcount == 0:
+        raise AlreadyExistsError(f"Database [{name}] already exists")
+    return database
+
+
+async def get_database(connection: Connection, tenant: str, name: str) -> Database:
+    """Return a database, or raise NotFoundError."""
+    cursor = await connection.execute(
+        "SELECT id FROM pgchroma.databases WHERE tenant = %s AND name = %s",
+        [_queryable(tenant), _queryable(name)],
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        raise NotFoundError(f"Database [{name}] not found. Are you sure it exists?")
+    return Database(row[0], name, tenant)
+
+
+async def list_databases(
+    connection: Connection, tenant: str, limit: int | None, offset: int
+) -> list[Database]:
+    """Return a tenant's databases by name."""
+    cursor = await connection.execute(
+        "SELECT id, name FROM pgchroma.databases WHERE tenant = %s ORDER BY name LIMIT %s OFFSET %s",
+        [_queryable(tenant), limit, offset],
+    )
+    return [Database(row[0], row[1], tenant) for row in await cursor.fetchall()]
+
+
+async def delete_database(connection: Connection, tenant: str, name: str) -> None:
+    """Delete a database with all of its collections."""
+    database = await get_database(connection, tenant, name)
+    cursor = await connection.execute(
+        "SELECT table_number FROM pgchroma.collections WHERE database_id = %s AND table_number IS NOT NULL FOR UPDATE",
+        [database.id],
+    )
+    numbers = [row[0] for row in await cursor.fetchall()]
+    await connection.execute("DELETE FROM pgchroma.databases WHERE id = %s", [database.id])
+    for number in numbers:
+        await connection.execute(tables.drop(number))
+
+
+async def ensure_database(connection: Connection, tenant: str, name: str) -> None:
+    """Create tenant and database where they are missing."""
+    await connection.execute(
+        "INSERT INTO pgchroma.tenants (name) VALUES (%s) ON CONFLICT DO NOTHING", [tenant]
+    )
+    await connection.execute(
+        "INSERT INTO pgchroma.databases (id, tenant, name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+        [uuid4(), tenant, name],
+    )
+
+
+async def create_collection(
+    connection: Connection,
+    tenant: str,
+    database: str,
+    name: str,
+    *,
+    metadata: Mapping[str, Any] | None,
+    configuration: Mapping[str, Any] | None,
+    schema: Mapping[str, Any] | None,
+    get_or_create: bool,
+    collection_id: UUID | None,
+) -> Collection:
+    """Create a collection; with `get_or_create` an existing one is returned unchanged."""
+    _require_name(name)
+    if metadata is not None and not metadata:
+        raise InvalidArgumentError("Validation error: metadata: Metadata cannot be empty")
+    settled, full_schema = configurations.build(configuration, schema, metadata)
+    try:
+        parent = await get_database(connection, tenant, database)
+    except NotFoundError as error:
+        raise InvalidArgumentError(f"Database [{database}] of tenant [{tenant}] does not exist") from error
+    stored, exact = codec.encode(metadata) if metadata else (None, None)
+    cursor = await connection.execute(
+        "INSERT INTO pgchroma.collections (id, database_id, name, metadata, metadata_exact, configuration, schema) "
+        "VALUES (%s, %s, %s, %s::jsonb, %s, %s::jsonb, %s::jsonb) ON CONFLICT (database_id, name) DO NOTHING",
+        [
+            collection_id or uuid4(),
+            parent.id,
+            name,
+            stored.decode() if stored else None,
+            exact,
+            codec.encode_document(settled),
+            codec.encode_document(full_schema),
+        ],
+    )
+    if cursor.rowcount == 0 and not get_or_create:
+        raise AlreadyExistsError(f"Collection [{name}] already exists")
+    return await get_collection(connection, tenant, database, name)
+
+
+async def _fetch(
+    connection: Connection, condition: sql.SQL, parameters: Sequence[object]
+) -> Collection | None:
+    query = sql.SQL("SELECT {} {} WHERE {}").format(sql.SQL(_COLUMNS), sql.SQL(_FROM), condition)
+    cursor = await connection.execute(query, parameters)
+    row = await cursor.fetchone()
+    return _collection(row) if row else None
+
+
+async def get_collection(connection: Connection, tenant: str, database: str, name: str) -> Collection:
+    """Return a collection by name, or raise NotFoundError."""
+    found = await _fetch(
+        connection,
+        sql.SQL("d.tenant = %s AND d.name = %s AND c.name = %s"),
+        [_queryable(tenant), _queryable(database), _queryable(name)],
+    )
+    if found is None:
+        raise NotFoundError(f"Collection [{name}] does not exist")
+    return found
+
+
+async def get_collection_by_id(
+    connection: Connection, collection_id: UUID, tenant: str | None = None, database: str | None = None
+) -> Collection:
+    """Return a collection by id, in the given tenant and database if given, or raise NotFoundError."""
+    found = await _fetch(connection, sql.SQL("c.id = %s"), [collection_id])
+    if (
+        found is None
+        or (tenant is not None and found.tenant != tenant)
+        or (database is not None and found.database != database)
+    ):
+        raise NotFoundError(f"Collection [{collection_id}] does not exist.")
+    return found
+
+
+async def list_collections(
+    connection: Connection, tenant: str | None, database: str | None, limit: int | None, offset: int
+) -> list[Collection]:
+    """Return collections in the order of their creation; tenant and database None means all."""
+    query = sql.SQL(
+        "SELECT {} {} WHERE (%(tenant)s::text IS NULL OR d.tenant = %(tenant)s) "
+        "AND (%(database)s::text IS NULL OR d.name = %(database)s) ORDER BY c.created_at, c.id LIMIT %(limit)s OFFSET %(offset)s"
+    ).format(sql.SQL(_COLUMNS), sql.SQL(_FROM))
+    cursor = await connection.execute(
+        query,
+        {
+            "tenant": None if tenant is None else _queryable(tenant),
+            "database": None if database is None else _queryable(database),
+            "limit": limit,
+            "offset": offset,
+        },
+    )
+    return [_collection(row) for row in await cursor.fetchall()]
+
+
+async def count_collections(connection: Connection, tenant: str, database: str) -> int:
+    """Return how many collections a database has; 0 for a missing one."""
+    cursor = await connection.execute(
+        "SELECT count(*) FROM pgchroma.collections c JOIN pgchroma.databases d ON d.id = c.database_id "
+        "WHERE d.tenant = %s AND d.name = %s",
+        [_queryable(tenant), _queryable(database)],
+    )
+    row = await cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+async def modify_collection(
+    connection: Connection,
+    collection_id: UUID,
+    new_name: str | None,
+    new_metadata: Mapping[str, Any] | None,
+    new_configuration: Mapping[str, Any] | None,
+) -> None:
+    """Change what is given; metadata is replaced, not merged."""
+    if new_name is not None:
+        _require_name(new_name, "new_name")
+    if new_metadata is not None and not new_metadata:
+        raise InvalidArgumentError("Validation error: new_metadata: Metadata cannot be empty")
+    cursor = await connection.execute(
+        "SELECT schema::text FROM pgchroma.collections WHERE id = %s FOR UPDATE", [collection_id]
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        raise NotFoundError(f"Collection [{collection_id}] does not exist.")
+    if new_configuration:
+        settled, schema = configurations.update(codec.decode(row[0], None) or {}, new_configuration)
+        await connection.execute(
+            "UPDATE pgchroma.collections SET configuration = %s::jsonb, schema = %s::jsonb WHERE id = %s",
+            [codec.encode_document(settled), codec.encode_document(schema), collection_id],
+        )
+    if new_metadata is not None:
+        stored, exact = codec.encode(new_metadata)
+        await connection.execute(
+            "UPDATE pgchroma.collections SET metadata = %s::jsonb, metadata_exact = %s WHERE id = %s",
+            [stored.decode(), exact, collection_id],
+        )
+    if new_name is not None:
+        try:
+            await connection.execute(
+                "UPDATE pgchroma.collections SET name = %s WHERE id = %s", [new_name, collection_id]
+            )
+        except psycopg.errors.UniqueViolation as error:
+            raise AlreadyExistsError(f"Collection [{new_name}] already exists") from error
+
+
+async def delete_collection(connection: Connection, tenant: str, database: str, name: str) -> None:
+    """Delete a collection and its tables."""
+    collection = await get_collection(connection, tenant, database, name)
+    cursor = await connection.execute(
+        "DELETE FROM pgchroma.collections WHERE id = %s RETURNING table_number", [collection.id]
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        raise NotFoundError(f"Collection [{name}] does not exist")
+    if row[0] is not None:
+        await connection.execute(tables.drop(row[0]))
+
+
+async def reset(connection: Connection) -> None:
+    """Delete everything and make the default tenant and database anew."""
+    cursor = await connection.execute(
+        "SELECT table_number FROM pgchroma.collections WHERE table_number IS NOT NULL"
+    )
+    for row in await cursor.fetchall():
+        await connection.execute(tables.drop(row[0]))
+    await connection.execute("DELETE FROM pgchroma.databases")
+    await connection.execute("DELETE FROM pgchroma.tenants")
+    await connection.execute("INSERT INTO pgchroma.tenants (name) VALUES (%s)", [DEFAULT_TENANT])
+    await connection.execute(
+        "INSERT INTO pgchroma.databases (id, tenant, name) VALUES (%s, %s, %s)",
+        [_DEFAULT_DATABASE_ID, DEFAULT_TENANT, DEFAULT_DATABASE],
+    )
+
+
+async def segments(connection: Connection, collection_id: UUID) -> list[Segment]:
+    """Return a collection's vector indexes, oldest vectors first."""
+    cursor = await connection.execute(
+        "SELECT low_seq, high_seq, index_name, row_count FROM pgchroma.index_segments WHERE collection_id = %s ORDER BY high_seq",
+        [collection_id],
+    )
+    return [Segment(*row) for row in await cursor.fetchall()]
+
+
+async def fix_dimension(connection: Connection, collection: Collection, dimension: int) -> Collection:
+    """Give a collection that has none its dimension and its tables; whoever comes second gets the first one's."""
+    cursor = await connection.execute(
+        "UPDATE pgchroma.collections SET dimension = %s, table_number = nextval('pgchroma.table_numbers') "
+        "WHERE id = %s AND dimension IS NULL RETURNING table_number",
+        [dimension, collection.id],
+    )
+    row = await cursor.fetchone()
+    if row:
+        for statement in tables.create(row[0], dimension, collection.space):
+            await connection.execute(statement)
+    return await get_collection_by_id(connection, collection.id)
+
+
+async def add_discovered_keys(
+    connection: Connection, collection: Collection, seen: set[tuple[str, str]]
+) -> None:
+    """Record metadata keys met for the first time in the collection's schema."""
+    if configurations.discover(collection.schema, seen) is None:
+        return
+    cursor = await connection.execute(
+        "SELECT schema::text FROM pgchroma.collections WHERE id = %s FOR UPDATE", [collection.id]
+    )
+    row = await cursor.fetchone()
+    grown = configurations.discover(codec.decode(row[0], None) or {}, seen) if row else None
+    if grown is not None:
+        await connection.execute(
+            "UPDATE pgchroma.collections SET schema = %s::jsonb WHERE id = %s",
+            [codec.encode_document(grown), collection.id],
+        )

@@ -1,0 +1,253 @@
+"""Chroma's collection configuration and schema: defaults, merging, updates and key discovery.
+
+Both describe the same index. `configuration` is what clients show as `configuration_json`; `schema` lists, per metadata key and
+value type, which indexes exist. The schema is the richer one, the configuration is derived from it.
+"""
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pgchroma.errors import InvalidArgumentError
+
+Json = dict[str, Any]
+
+SPACES = ("l2", "cosine", "ip")
+EMBEDDING_KEY, DOCUMENT_KEY = "#embedding", "#document"
+
+_HNSW_DEFAULTS: Json = {
+    "ef_construction": 100,
+    "max_neighbors": 16,
+    "ef_search": 100,
+    "num_threads": os.cpu_count() or 1,
+    "batch_size": 100,
+    "sync_threshold": 1000,
+    "resize_factor": 1.2,
+}
+_SHOWN = ("ef_construction", "ef_search", "max_neighbors", "resize_factor", "sync_threshold")
+_UPDATABLE = ("ef_search", "max_neighbors", "num_threads", "resize_factor", "sync_threshold", "batch_size")
+_LEGACY_KEYS = {
+    "hnsw:space": "space",
+    "hnsw:construction_ef": "ef_construction",
+    "hnsw:search_ef": "ef_search",
+    "hnsw:M": "max_neighbors",
+    "hnsw:num_threads": "num_threads",
+    "hnsw:resize_factor": "resize_factor",
+    "hnsw:batch_size": "batch_size",
+    "hnsw:sync_threshold": "sync_threshold",
+}
+# value type -> (index names of that type in the schema)
+_VALUE_INDEXES: dict[str, str] = {
+    "string": "string_inverted_index",
+    "int": "int_inverted_index",
+    "float": "float_inverted_index",
+    "bool": "bool_inverted_index",
+}
+
+
+def _validated_parameter(name: str, value: object) -> object:
+    if name == "space":
+        if value not in SPACES:
+            raise InvalidArgumentError(f"space must be one of {', '.join(SPACES)}, got: {value!r}")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidArgumentError(f"{name} must be a number, got: {value!r}")
+    if name == "resize_factor":
+        if value <= 0:
+            raise InvalidArgumentError(f"resize_factor must be above 0, got: {value!r}")
+        return float(value)
+    if not isinstance(value, int) or value < 0:
+        raise InvalidArgumentError(f"{name} must be a non-negative integer, got: {value!r}")
+    if name in ("batch_size", "sync_threshold") and value < 2:
+        raise InvalidArgumentError(f"Validation error: {name} must be at least 2, got: {value!r}")
+    return value
+
+
+def _hnsw_parameters(configuration: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None) -> Json:
+    """Return what the caller set, from the configuration or, without one, from legacy `hnsw:` metadata."""
+    hnsw = (configuration or {}).get("hnsw")
+    if hnsw is not None:
+        if not isinstance(hnsw, Mapping):
+            raise InvalidArgumentError("configuration.hnsw must be an object")
+        names = {"space", *_HNSW_DEFAULTS}
+        return {
+            name: _validated_parameter(name, value)
+            for name, value in hnsw.items()
+            if name in names and value is not None
+        }
+    parameters = {}
+    for key, name in _LEGACY_KEYS.items():
+        if metadata and key in metadata:
+            parameters[name] = _validated_parameter(name, metadata[key])
+    return parameters
+
+
+def default_schema() -> Json:
+    """Return Chroma's default schema with l2 and no embedding function."""
+
+    def vector_index(*, enabled: bool, source_key: str | None) -> Json:
+        config: Json = {"space": "l2"}
+        if source_key:
+            config["source_key"] = source_key
+        config["hnsw"] = dict(_HNSW_DEFAULTS)
+        return {"vector_index": {"enabled": enabled, "config": config}}
+
+    def string(*, fts: bool, inverted: bool) -> Json:
+        return {
+            "fts_index": {"enabled": fts, "config": {}},
+            "string_inverted_index": {"enabled": inverted, "config": {}},
+        }
+
+    sparse = {"enabled": False, "config": {"embedding_function": {"type": "unknown"}, "bm25": False}}
+    return {
+        "defaults": {
+            "string": string(fts=False, inverted=True),
+            "float_list": vector_index(enabled=False, source_key=None),
+            "sparse_vector": {"sparse_vector_index": sparse},
+            "int": {"int_inverted_index": {"enabled": True, "config": {}}},
+            "float": {"float_inverted_index": {"enabled": True, "config": {}}},
+            "bool": {"bool_inverted_index": {"enabled": True, "config": {}}},
+        },
+        "keys": {
+            EMBEDDING_KEY: {"float_list": vector_index(enabled=True, source_key=DOCUMENT_KEY)},
+            DOCUMENT_KEY: {"string": string(fts=True, inverted=False)},
+        },
+    }
+
+
+def _merge(base: Json, over: Mapping[str, Any]) -> Json:
+    """Return `base` with `over` laid on it, object by object; null keeps what was there."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        elif value is not None:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _vector_configs(schema: Json) -> list[Json]:
+    return [
+        schema["defaults"]["float_list"]["vector_index"]["config"],
+        schema["keys"][EMBEDDING_KEY]["float_list"]["vector_index"]["config"],
+    ]
+
+
+def _check_user_schema(schema: Mapping[str, Any]) -> None:
+    for part in ("defaults", "keys"):
+        if not isinstance(schema.get(part, {}), Mapping):
+            raise InvalidArgumentError(f"Failed to reconcile schema: {part} must be an object")
+    entries = [schema.get("defaults") or {}, *(schema.get("keys") or {}).values()]
+    for entry in entries:
+        if not isinstance(entry, Mapping):
+            raise InvalidArgumentError("Failed to reconcile schema: a key's entry must be an object")
+        sparse = (entry.get("sparse_vector") or {}).get("sparse_vector_index") or {}
+        if sparse.get("enabled"):
+            raise InvalidArgumentError(
+                "Failed to reconcile schema: Invalid schema input: Sparse vector indexing is not enabled in local"
+            )
+
+
+def build(
+    configuration: Mapping[str, Any] | None,
+    schema: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None,
+) -> tuple[Json, Json]:
+    """Return (configuration, schema) of a new collection, with every default filled in.
+
+    Raises:
+        InvalidArgumentError: a wrong value, or configuration and schema both given and both not the default.
+    """
+    parameters = _hnsw_parameters(configuration, metadata)
+    embedding_function = (configuration or {}).get("embedding_function")
+    full = default_schema()
+    if schema:
+        _check_user_schema(schema)
+        full = _merge(full, schema)
+        if parameters and full != default_schema():
+            raise InvalidArgumentError("Cannot set both collection config and schema simultaneously")
+    for config in _vector_configs(full):
+        config.pop("spann", None)
+        config["hnsw"] = _merge(_HNSW_DEFAULTS, config.get("hnsw") or {})
+        for name, value in parameters.items():
+            (config if name == "space" else config["hnsw"])[name] = value
+        _validated_parameter("space", config.setdefault("space", "l2"))
+        if embedding_function is not None:
+            config["embedding_function"] = copy.deepcopy(embedding_function)
+    return derive(full), full
+
+
+def derive(schema: Json) -> Json:
+    """Return the `configuration_json` that a complete schema amounts to."""
+    config = _vector_configs(schema)[1]
+    return {
+        "hnsw": {"space": config["space"], **{name: config["hnsw"][name] for name in _SHOWN}},
+        "spann": None,
+        "embedding_function": copy.deepcopy(config.get("embedding_function")),
+    }
+
+
+def update(schema: Json, change: Mapping[str, Any]) -> tuple[Json, Json]:
+    """Return (configuration, schema) after a modify request's `new_configuration`.
+
+    Raises:
+        InvalidArgumentError: space or ef_construction, which are fixed at creation, or a wrong value.
+    """
+    hnsw = change.get("hnsw") or {}
+    for name in hnsw:
+        if name not in _UPDATABLE:
+            raise InvalidArgumentError(
+                f"{name} cannot be changed; it is fixed when the collection is created"
+            )
+    changed = copy.deepcopy(schema)
+    for config in _vector_configs(changed):
+        for name, value in hnsw.items():
+            if value is not None:
+                config["hnsw"][name] = _validated_parameter(name, value)
+        if change.get("embedding_function") is not None:
+            config["embedding_function"] = copy.deepcopy(change["embedding_function"])
+    return derive(changed), changed
+
+
+def value_type(value: object) -> str:
+    """Return the schema's name of a metadata value's type; a list counts as its elements."""
+    if isinstance(value, list):
+        return value_type(value[0]) if value else "string"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int"
+    return "float" if isinstance(value, float) else "string"
+
+
+def discover(schema: Json, seen: set[tuple[str, str]]) -> Json | None:
+    """Return the schema with the (key, value type) pairs of new metadata added, or None when it knows them all."""
+    missing = [
+        (key, kind)
+        for key, kind in seen
+        if not key.startswith("chroma:") and kind not in schema["keys"].get(key, {})
+    ]
+    if not missing:
+        return None
+    grown = copy.deepcopy(schema)
+    for key, kind in sorted(missing):
+        grown["keys"].setdefault(key, {})[kind] = copy.deepcopy(schema["defaults"][kind])
+    return grown
+
+
+def require_filterable(schema: Json, key: str, kind: str) -> None:
+    """Raise InvalidArgumentError when the index that a filter on `key` needs is switched off."""
+    name = _VALUE_INDEXES[kind]
+    entry = schema["keys"].get(key, {}).get(kind) or schema["defaults"].get(kind) or {}
+    if not entry.get(name, {}).get("enabled", True):
+        shown = {"string": "Str", "int": "Int", "float": "Float", "bool": "Bool"}[kind]
+        raise InvalidArgumentError(
+            f"Cannot filter using metadata key '{key}' with type '{shown}' because indexing is disabled"
+        )
+
+
+def require_full_text(schema: Json) -> None:
+    """Raise InvalidArgumentError when full-text search over documents is switched off."""
+    if not schema["keys"][DOCUMENT_KEY]["string"]["fts_index"]["enabled"]:
+        raise InvalidArgumentError("Cannot filter using full-text search because FTS indexing is disabled")

@@ -1,0 +1,231 @@
+"""The connection pool and the rules for retrying on a lost connection."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import psycopg
+from pgvector.psycopg import register_vector_async
+from psycopg import AsyncConnection
+from psycopg.conninfo import make_conninfo
+from psycopg.errors import Diagnostic
+from psycopg.pq.abc import PGconn
+from psycopg.rows import AsyncRowFactory, tuple_row
+from psycopg.types import TypeInfo
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from pgchroma.errors import (
+    ConfigurationError,
+    DatabaseNotReadyError,
+    DatabaseUnreachableError,
+    InvalidArgumentError,
+)
+
+logger = logging.getLogger("pgchroma.store")
+
+Row: TypeAlias = tuple[Any, ...]
+Result = TypeVar("Result")
+
+# A write that lost a race (deadlock, serialization, unique id) is run again this often before the client hears of it.
+MAX_ATTEMPTS = 10
+_RACES = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.UniqueViolation,
+    # The collection was deleted between looking it up and using its tables; the next look-up says so.
+    psycopg.errors.UndefinedTable,
+)
+
+
+class Connection(AsyncConnection[Row]):
+    """A connection that remembers the warnings PostgreSQL sent; see `Database.write`."""
+
+    def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Row] = tuple_row) -> None:
+        super().__init__(pgconn, row_factory)
+        self.warnings: list[Diagnostic] = []
+        self.ef_search: int | None = None
+        self.add_notice_handler(self._remember)
+
+    def _remember(self, notice: Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self.warnings.append(notice)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How a store uses its database.
+
+    Attributes:
+        pool_size: connections per process, at most.
+        pool_timeout_seconds: how long a request waits for a connection before the database counts as unreachable.
+        statement_timeout_seconds: longest run of one statement; 0 for no limit.
+        password_file: file with the password, for a database that asks for one; kept out of the URL.
+        parallel_index_builds: False for pgvector below 0.8.4, whose parallel builds can overflow a buffer.
+        index_minimum_rows: a tail shorter than this gets no vector index.
+        indexer_interval_seconds: pause between two looks at what needs an index.
+    """
+
+    pool_size: int = 8
+    pool_timeout_seconds: float = 5.0
+    statement_timeout_seconds: float = 60.0
+    password_file: Path | None = None
+    parallel_index_builds: bool = True
+    index_minimum_rows: int = 2_000
+    indexer_interval_seconds: float = 2.0
+    application_name: str = "pgchroma"
+
+
+def conninfo(database_url: str, settings: StoreSettings) -> str:
+    """Return libpq's connection string; ConfigurationError when the URL or the password file is unusable."""
+    extra: dict[str, Any] = {
+        "application_name": settings.application_name,
+        "connect_timeout": 5,
+        "client_encoding": "UTF8",
+        "options": f"-c statement_timeout={int(settings.statement_timeout_seconds * 1000)}",
+    }
+    if settings.password_file:
+        try:
+            extra["password"] = settings.password_file.read_text().rstrip("\n")
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot read the password file {settings.password_file}: {error.strerror}",
+                hint="check PGCHROMA_DATABASE_PASSWORD_FILE and the file's owner and mode",
+            ) from error
+    try:
+        return make_conninfo(database_url, **extra)
+    except psycopg.ProgrammingError as error:
+        raise ConfigurationError(
+            f"the database URL is not valid: {error}",
+            hint="use postgresql://user@host/database or postgresql:///database?host=/var/run/postgresql&user=NAME",
+        ) from error
+
+
+async def _configure(connection: Connection) -> None:
+    # A database without the extension must still be able to say so in check_ready().
+    if await TypeInfo.fetch(connection, "vector"):
+        await register_vector_async(connection)
+        # Deleted and filtered-out neighbours must not make an answer shorter than asked for.
+        await connection.execute("SET hnsw.iterative_scan = strict_order")
+
+
+def unreachable(error: BaseException) -> DatabaseUnreachableError:
+    """Return the error that stands for a lost or refused connection."""
+    return DatabaseUnreachableError(
+        f"PostgreSQL does not answer: {str(error).strip() or type(error).__name__}",
+        hint="check that PostgreSQL runs and that PGCHROMA_DATABASE_URL names it",
+    )
+
+
+class Database:
+    """A pool of connections that connects by itself, again and again, whenever PostgreSQL comes back."""
+
+    def __init__(self, database_url: str, settings: StoreSettings) -> None:
+        self.settings = settings
+        self.conninfo = conninfo(database_url, settings)
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            self.conninfo,
+            min_size=1,
+            max_size=settings.pool_size,
+            timeout=settings.pool_timeout_seconds,
+            # After this long psycopg_pool gives an attempt up; the next request starts a new one at once.
+            reconnect_timeout=5.0,
+            connection_class=Connection,
+            configure=_configure,
+            # A read is one statement and needs no transaction; writes open theirs.
+            kwargs={"autocommit": True},
+            open=False,
+            name="pgchroma",
+        )
+
+    async def open(self) -> None:
+        """Start connecting in the background; an absent database is no error yet."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._pool.close()
+
+    def stats(self) -> dict[str, int]:
+        """Return psycopg_pool's counters (pool_size, pool_available, requests_waiting, ...)."""
+        return dict(self._pool.get_stats())
+
+    @contextlib.asynccontextmanager
+    async def connection(self, timeout_seconds: float | None = None) -> AsyncIterator[Connection]:
+        """Lend a connection; DatabaseUnreachableError when there is none in time."""
+        try:
+            async with self._pool.connection(timeout_seconds) as connection:
+                yield connection
+        except (PoolTimeout, PoolClosed) as error:
+            raise unreachable(error) from error
+
+    async def read(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """Run `work`, which only reads, and once more when the connection was lost under it."""
+        try:
+            return await self._attempt(work)
+        except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as error:
+            logger.info("repeating a read: %s", error)
+            try:
+                return await self._attempt(work)
+            except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as again:
+                raise unreachable(again) from again
+
+    async def write(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """Run `work` in one transaction; repeat it while it loses races, and on a connection lost before COMMIT was sent.
+
+        A connection lost during COMMIT leaves the outcome unknown: that is an error for the client, never a silent repeat.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            committing = False
+            try:
+                async with self.connection() as connection:
+                    await connection.execute("BEGIN")
+                    result = await work(connection)
+                    connection.warnings.clear()
+                    committing = True
+                    await connection.commit()
+                    _require_replicated(connection.warnings)
+                    return result
+            except _RACES as error:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+                logger.debug("write lost a race, attempt %d: %s", attempt, error)
+                await asyncio.sleep(0.001 * 2**attempt * np.random.default_rng().random())
+            except psycopg.OperationalError as error:
+                if isinstance(error, psycopg.errors.QueryCanceled):
+                    raise InvalidArgumentError(
+                        f"the request took longer than {self.settings.statement_timeout_seconds:g} s and was given up",
+                        hint="send smaller batches or narrower filters",
+                    ) from error
+                if committing or attempt > 2:
+                    raise unreachable(error) from error
+                logger.info("repeating a write after a connection lost before its commit: %s", error)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _attempt(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        async with self.connection() as connection:
+            try:
+                return await work(connection)
+            except psycopg.errors.QueryCanceled as error:
+                raise InvalidArgumentError(
+                    f"the request took longer than {self.settings.statement_timeout_seconds:g} s and was given up",
+                    hint="narrow the filter or ask for fewer results",
+                ) from error
+            except (psycopg.errors.InvalidSchemaName, psycopg.errors.InsufficientPrivilege) as error:
+                raise DatabaseNotReadyError(
+                    f"the database is not prepared: {error}".strip(),
+                    hint="run `pgchroma db upgrade` as the owner",
+                ) from error
+
+
+def _require_replicated(warnings: list[Diagnostic]) -> None:
+    """Refuse to call a commit done whose wait for the synchronous standby was cancelled (a mere WARNING to PostgreSQL)."""
+    if any(warning.sqlstate == "01000" for warning in warnings):
+        raise DatabaseUnreachableError(
+            "the commit was not confirmed by the synchronous standby, so the write may be lost in a failover",
+            hint="write again; an upsert is safe to repeat",
+        )

@@ -1,0 +1,324 @@
+"""The facade that server, migrator and verifier use."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from pgchroma.errors import NotFoundError
+from pgchroma.store import catalog, migrations, reads, tables, writes
+from pgchroma.store import connection as connections
+from pgchroma.store.connection import Connection, StoreSettings
+from pgchroma.store.indexer import Indexer
+from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, RecordBatch, Rows
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionStatus:
+    """What `pgchroma status` shows of a collection.
+
+    Attributes:
+        rows: records.
+        tail_rows: vectors that no index covers yet and that every query compares with one by one.
+        segments: vector indexes.
+        watermark: highest vector number that an index covers; 0 without one.
+        size_bytes: tables and indexes on disk.
+    """
+
+    id: UUID
+    path: str
+    space: str
+    dimension: int | None
+    rows: int
+    tail_rows: int
+    segments: int
+    watermark: int
+    size_bytes: int
+
+
+class Store:
+    """All that can be done with the database; every method opens its own transaction.
+
+    Every method raises DatabaseUnreachableError when PostgreSQL does not answer in time.
+    """
+
+    def __init__(self, database_url: str, settings: StoreSettings | None = None) -> None:
+        self.settings = settings or StoreSettings()
+        self._database = connections.Database(database_url, self.settings)
+
+    @classmethod
+    async def open(cls, database_url: str, settings: StoreSettings | None = None) -> Self:
+        """Return a store that connects in the background; an absent database is no error yet."""
+        store = cls(database_url, settings)
+        await store._database.open()
+        return store
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._database.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def check_ready(self, timeout_seconds: float = 2.0) -> None:
+        """Raise DatabaseUnreachableError or DatabaseNotReadyError unless requests can be served."""
+        try:
+            async with self._database.connection(timeout_seconds) as connection:
+                await migrations.check(connection)
+        except psycopg.OperationalError as error:
+            raise connections.unreachable(error) from error
+
+    async def run_indexer(self) -> None:
+        """Keep vector indexes up with the data until cancelled; one process at a time does the work."""
+        await Indexer(self._database.conninfo, self.settings).run()
+
+    def pool_stats(self) -> dict[str, int]:
+        """Return psycopg_pool's counters."""
+        return self._database.stats()
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Lend a connection in a transaction that commits at the end; for the migrator's batches and checkpoints."""
+        try:
+            async with self._database.connection() as connection, connection.transaction():
+                yield connection
+        except psycopg.OperationalError as error:
+            raise connections.unreachable(error) from error
+
+    # Tenants and databases
+
+    async def create_tenant(self, name: str) -> None:
+        """Create a tenant; AlreadyExistsError, InvalidArgumentError."""
+        await self._database.write(lambda c: catalog.create_tenant(c, name))
+
+    async def get_tenant(self, name: str) -> str:
+        """Return the tenant's name; NotFoundError."""
+        return await self._database.read(lambda c: catalog.get_tenant(c, name))
+
+    async def create_database(self, tenant: str, name: str) -> catalog.Database:
+        """Create a database; AlreadyExistsError, InvalidArgumentError."""
+        return await self._database.write(lambda c: catalog.create_database(c, tenant, name))
+
+    async def get_database(self, tenant: str, name: str) -> catalog.Database:
+        """Return a database; NotFoundError."""
+        return await self._database.read(lambda c: catalog.get_database(c, tenant, name))
+
+    async def list_databases(
+        self, tenant: str, limit: int | None = None, offset: int = 0
+    ) -> list[catalog.Database]:
+        """Return a tenant's databases by name."""
+        return await self._database.read(lambda c: catalog.list_databases(c, tenant, limit, offset))
+
+    async def delete_database(self, tenant: str, name: str) -> None:
+        """Delete a database and all in it; NotFoundError."""
+        await self._database.write(lambda c: catalog.delete_database(c, tenant, name))
+
+    async def ensure_database(self, tenant: str, name: str) -> None:
+        """Create tenant and database where they are missing."""
+        await self._database.write(lambda c: catalog.ensure_database(c, tenant, name))
+
+    # Collections
+
+    async def create_collection(
+        self,
+        tenant: str,
+        database: str,
+        name: str,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        configuration: Mapping[str, Any] | None = None,
+        schema: Mapping[str, Any] | None = None,
+        get_or_create: bool = False,
+        collection_id: UUID | None = None,
+    ) -> Collection:
+        """Create a collection; AlreadyExistsError, InvalidArgumentError."""
+        return await self._database.write(
+            lambda c: catalog.create_collection(
+                c,
+                tenant,
+                database,
+                name,
+                metadata=metadata,
+                configuration=configuration,
+                schema=schema,
+                get_or_create=get_or_create,
+                collection_id=collection_id,
+            )
+        )
+
+    async def get_collection(self, tenant: str, database: str, name: str) -> Collection:
+        """Return a collection by name; NotFoundError."""
+        return await self._database.read(lambda c: catalog.get_collection(c, tenant, database, name))
+
+    async def find_collection(self, tenant: str, database: str, name: str) -> Collection | None:
+        """Return a collection by name, or None."""
+        try:
+            return await self.get_collection(tenant, database, name)
+        except NotFoundError:
+            return None
+
+    async def get_collection_by_id(
+        self, collection_id: UUID, tenant: str | None = None, database: str | None = None
+    ) -> Collection:
+        """Return a collection by id, in the given tenant and database if given; NotFoundError."""
+        return await self._database.read(
+            lambda c: catalog.get_collection_by_id(c, collection_id, tenant, database)
+        )
+
+    async def list_collections(
+        self,
+        tenant: str | None = None,
+        database: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Collection]:
+        """Return collections, oldest first; None for tenant or database means all of them."""
+        return await self._database.read(
+            lambda c: catalog.list_collections(c, tenant, database, limit, offset)
+        )
+
+    async def count_collections(self, tenant: str, database: str) -> int:
+        """Return how many collections a database has."""
+        return await self._database.read(lambda c: catalog.count_collections(c, tenant, database))
+
+    async def modify_collection(
+        self,
+        collection_id: UUID,
+        *,
+        new_name: str | None = None,
+        new_metadata: Mapping[str, Any] | None = None,
+        new_configuration: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Change what is given; NotFoundError, AlreadyExistsError, InvalidArgumentError."""
+        await self._database.write(
+            lambda c: catalog.modify_collection(c, collection_id, new_name, new_metadata, new_configuration)
+        )
+
+    async def delete_collection(self, tenant: str, database: str, name: str) -> None:
+        """Delete a collection; NotFoundError."""
+        await self._database.write(lambda c: catalog.delete_collection(c, tenant, database, name))
+
+    async def reset(self) -> None:
+        """Delete everything."""
+        await self._database.write(catalog.reset)
+
+    # Records
+
+    async def add(self, collection_id: UUID, batch: RecordBatch) -> None:
+        """Insert records; existing ids are left as they are."""
+        await self._database.write(lambda c: writes.add(c, collection_id, batch))
+
+    async def upsert(self, collection_id: UUID, batch: RecordBatch) -> None:
+        """Insert records or merge into existing ones."""
+        await self._database.write(lambda c: writes.upsert(c, collection_id, batch))
+
+    async def update(self, collection_id: UUID, batch: RecordBatch) -> None:
+        """Merge into existing records; unknown ids are ignored."""
+        await self._database.write(lambda c: writes.update(c, collection_id, batch))
+
+    async def delete(self, collection_id: UUID, selection: Filter) -> int:
+        """Delete records and return how many they were."""
+        return await self._database.write(lambda c: writes.delete(c, collection_id, selection))
+
+    async def count(self, collection_id: UUID) -> int:
+        """Return how many records a collection has."""
+        return await self._database.read(lambda c: reads.count(c, collection_id))
+
+    async def get(self, collection_id: UUID, selection: Filter, include: Include) -> Rows:
+        """Return the selected records in insertion order."""
+        return await self._database.read(lambda c: reads.get(c, collection_id, selection, include))
+
+    async def query(
+        self,
+        collection_id: UUID,
+        embeddings: Float32Matrix,
+        n_results: int,
+        selection: Filter,
+        include: Include,
+    ) -> list[Rows]:
+        """Return the nearest records to each of `embeddings`, shape (q, dimension)."""
+        return await self._database.read(
+            lambda c: reads.query(c, collection_id, embeddings, n_results, selection, include)
+        )
+
+    # Bulk loading and reading, for migrator and verifier
+
+    async def prepare_copy(
+        self, connection: Connection, collection: Collection, dimension: int
+    ) -> Collection:
+        """Fix the collection's dimension and create its tables, where that has not happened; InvalidDimensionError."""
+        if collection.dimension is None:
+            collection = await catalog.fix_dimension(connection, collection, dimension)
+        writes.require_dimension(collection, dimension)
+        return collection
+
+    async def copy_records(
+        self, connection: Connection, collection: Collection, records: Sequence[Record]
+    ) -> int:
+        """Insert whole records in the given order within the caller's transaction; their ids must be new.
+
+        Raises:
+            psycopg.errors.UniqueViolation: an id exists already.
+        """
+        return await writes.copy_records(connection, collection, records)
+
+    async def iter_records(
+        self, collection: Collection, after_seq: int = 0, page: int = 2_000
+    ) -> AsyncIterator[list[Record]]:
+        """Yield whole records in insertion order, `page` at a time."""
+        async with self._database.connection() as connection:
+            async for records in reads.iter_records(connection, collection, after_seq, page):
+                yield records
+
+    async def status(self) -> list[CollectionStatus]:
+        """Return every collection with its rows, tail and indexes."""
+        return await self._database.read(_status)
+
+
+async def _status(connection: Connection) -> list[CollectionStatus]:
+    found = []
+    for collection in await catalog.list_collections(connection, None, None, None, 0):
+        segments = await catalog.segments(connection, collection.id)
+        watermark = segments[-1].high if segments else 0
+        rows = tail = size = 0
+        if collection.table_number is not None:
+            records = tables.records(collection.table_number)
+            embeddings = tables.embeddings(collection.table_number)
+            cursor = await connection.execute(
+                sql.SQL(
+                    "SELECT (SELECT count(*) FROM {0}), (SELECT count(*) FROM {1} WHERE seq > {2}), "
+                    "pg_total_relation_size({3}) + pg_total_relation_size({4})"
+                ).format(
+                    records,
+                    embeddings,
+                    sql.Literal(watermark),
+                    sql.Literal(f"{tables.SCHEMA}.r{collection.table_number}"),
+                    sql.Literal(f"{tables.SCHEMA}.v{collection.table_number}"),
+                )
+            )
+            row = await cursor.fetchone()
+            rows, tail, size = row or (0, 0, 0)
+        found.append(
+            CollectionStatus(
+                collection.id,
+                collection.path,
+                collection.space,
+                collection.dimension,
+                rows,
+                tail,
+                len(segments),
+                watermark,
+                size,
+            )
+        )
+    return found

@@ -1,0 +1,53 @@
+"""The two tables of a collection and the text of the statements that know them.
+
+`pgchroma_data.r<n>` holds records: `seq` is the insertion order and never changes, `vseq` names the record's row in
+`pgchroma_data.v<n>`, which holds vectors. An update that leaves the embedding alone so never touches a vector index; one that
+changes it writes a new vector with a new, higher number, which puts it into the tail.
+"""
+
+from psycopg import sql
+
+from pgchroma.store import vectors
+
+SCHEMA = "pgchroma_data"
+
+
+def records(number: int) -> sql.Identifier:
+    """Return the name of the records table."""
+    return sql.Identifier(SCHEMA, f"r{number}")
+
+
+def embeddings(number: int) -> sql.Identifier:
+    """Return the name of the vectors table."""
+    return sql.Identifier(SCHEMA, f"v{number}")
+
+
+def create(number: int, dimension: int, space: str) -> list[sql.Composed]:
+    """Return the statements that create a collection's tables."""
+    statements = [
+        sql.SQL(
+            'CREATE TABLE {} (seq bigint PRIMARY KEY, vseq bigint NOT NULL, id text COLLATE "C" NOT NULL, id_full text, '
+            "document text, metadata jsonb, metadata_exact text, uri text)"
+        ).format(records(number)),
+        sql.SQL("CREATE UNIQUE INDEX {} ON {} (id)").format(sql.Identifier(f"r{number}_id"), records(number)),
+        sql.SQL(
+            "CREATE TABLE {} (seq bigint PRIMARY KEY, record_seq bigint NOT NULL, embedding vector({}) NOT NULL)"
+        ).format(embeddings(number), sql.Literal(dimension)),
+    ]
+    if dimension <= vectors.MAX_INLINE_DIMENSION:
+        statements.append(
+            sql.SQL("ALTER TABLE {} ALTER COLUMN embedding SET STORAGE PLAIN").format(embeddings(number))
+        )
+    if space == "cosine":
+        # pgvector's cosine indexes leave zero vectors out; this one finds them.
+        statements.append(
+            sql.SQL("CREATE INDEX {} ON {} (seq) WHERE vector_norm(embedding) = 0").format(
+                sql.Identifier(f"v{number}_zero"), embeddings(number)
+            )
+        )
+    return statements
+
+
+def drop(number: int) -> sql.Composed:
+    """Return the statement that drops a collection's tables."""
+    return sql.SQL("DROP TABLE IF EXISTS {}, {}").format(records(number), embeddings(number))

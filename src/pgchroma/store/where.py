@@ -1,0 +1,168 @@
+"""Chroma's `where` and `where_document` compiled to SQL over the columns `metadata` and `document`; values and keys are bound.
+
+The meaning is Chroma's: integers and floats compare by value, booleans and strings only with their like; `$ne`, `$nin` and
+`$not_contains` are complements and so match records that lack the key; only `$contains` sees the elements of an array.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, LiteralString, cast
+
+import msgspec
+from psycopg import sql
+
+from pgchroma.errors import InvalidArgumentError
+from pgchroma.store import configuration, metadata, text
+from pgchroma.store.regex import Regex
+
+MAX_DEPTH = 64
+
+Condition = sql.Composed
+
+_NUMBER: LiteralString = "jsonb_typeof(metadata -> {}::text) = 'number' AND (metadata -> {}::text)"
+_ORDER: dict[str, LiteralString] = {
+    "$gt": f"({_NUMBER} > {{}}::jsonb)",
+    "$gte": f"({_NUMBER} >= {{}}::jsonb)",
+    "$lt": f"({_NUMBER} < {{}}::jsonb)",
+    "$lte": f"({_NUMBER} <= {{}}::jsonb)",
+}
+_OPERATORS = ("$eq", "$ne", "$in", "$nin", "$contains", "$not_contains", *_ORDER)
+_DOCUMENT_OPERATORS = ("$contains", "$not_contains", "$regex", "$not_regex")
+
+
+def _invalid(reason: str, clause: str = "where") -> InvalidArgumentError:
+    return InvalidArgumentError(f"Invalid {clause} clause: {reason}")
+
+
+def _json(value: object) -> str:
+    return metadata.encode({"v": value})[0][len('{"v":') : -1].decode()
+
+
+def _not(condition: Condition) -> Condition:
+    return sql.SQL("(({}) IS NOT TRUE)").format(condition)
+
+
+class Compiler:
+    """Compiles the filters of one request.
+
+    Args:
+        schema: the collection's schema; filters on keys whose index is off are refused.
+        regex_hits: for every pattern, the numbers of the records that match it; without it `patterns` tells which are needed.
+
+    Attributes:
+        parameters: the named parameters that the conditions refer to.
+        patterns: the regular expressions met, which PostgreSQL is not asked to evaluate.
+    """
+
+    def __init__(self, schema: dict[str, Any], regex_hits: Mapping[str, Sequence[int]] | None = None) -> None:
+        self._schema = schema
+        self._regex_hits = regex_hits or {}
+        self.patterns: dict[str, Regex] = {}
+        self.parameters: dict[str, Any] = {}
+
+    def _sql(self, template: LiteralString, *values: object) -> Condition:
+        """Return `template` with a named, bound parameter in the place of each value."""
+        placeholders = []
+        for value in values:
+            name = f"where_{len(self.parameters)}"
+            self.parameters[name] = value
+            placeholders.append(sql.Placeholder(name))
+        return sql.SQL(template).format(*placeholders)
+
+    def where(self, clause: Mapping[str, Any]) -> Condition:
+        """Return the condition of a `where` clause; InvalidArgumentError names what is wrong with it."""
+        return self._boolean(clause, "where", self._metadata_leaf, 0)
+
+    def where_document(self, clause: Mapping[str, Any]) -> Condition:
+        """Return the condition of a `where_document` clause; InvalidArgumentError names what is wrong with it."""
+        configuration.require_full_text(self._schema)
+        return self._boolean(clause, "where document", self._document_leaf, 0)
+
+    def _boolean(
+        self, clause: object, name: str, leaf: Callable[[str, Any], Condition], depth: int
+    ) -> Condition:
+        if depth > MAX_DEPTH:
+            raise _invalid(f"nested more than {MAX_DEPTH} levels deep", name)
+        if not isinstance(clause, Mapping) or len(clause) != 1:
+            raise _invalid("expected an object with exactly one key", name)
+        key, operand = next(iter(clause.items()))
+        if key not in ("$and", "$or"):
+            return leaf(key, operand)
+        if not isinstance(operand, list):
+            raise _invalid(f"{key} takes a list", name)
+        parts = [self._boolean(part, name, leaf, depth + 1) for part in operand]
+        if not parts:
+            return self._sql("true" if key == "$and" else "false")
+        return sql.SQL("({})").format(sql.SQL(" AND " if key == "$and" else " OR ").join(parts))
+
+    def _metadata_leaf(self, key: str, operand: object) -> Condition:
+        if key == configuration.DOCUMENT_KEY:
+            configuration.require_full_text(self._schema)
+            if not isinstance(operand, Mapping) or len(operand) != 1:
+                raise _invalid("#document takes an object with exactly one operator")
+            return self._document_leaf(*next(iter(operand.items())), name="where")
+        if key.startswith("$"):
+            raise _invalid(f"unknown operator {key!r}")
+        if not isinstance(operand, Mapping):
+            operand = {"$eq": operand}
+        if len(operand) != 1:
+            raise _invalid(f"key {key!r} takes exactly one operator")
+        operator, value = next(iter(operand.items()))
+        if operator not in _OPERATORS:
+            raise _invalid(f"unknown operator {operator!r} for key {key!r}")
+        kind = self._checked_kind(key, operator, value)
+        configuration.require_filterable(self._schema, key, kind)
+        column = text.encode(key)
+        if operator in ("$eq", "$ne"):
+            condition = self._sql("metadata @> {}::jsonb", _object(column, value))
+            return condition if operator == "$eq" else _not(condition)
+        if operator in ("$in", "$nin"):
+            values = [_json(item) for item in cast("list[Any]", value)]
+            condition = self._sql("(metadata -> {}::text) = ANY({}::jsonb[])", column, values)
+            return condition if operator == "$in" else _not(condition)
+        if operator in _ORDER:
+            return self._sql(_ORDER[operator], column, column, _json(value))
+        condition = self._sql("metadata @> {}::jsonb", _object(column, [value]))
+        if kind in ("int", "float"):
+            # jsonb takes 2 and 2.0 for equal; floats are always stored with a decimal point, so the text tells them apart.
+            has_point = self._sql(
+                "(strpos(metadata -> {}::text ->> 0, '.') > 0) = {}", column, kind == "float"
+            )
+            condition = sql.SQL("({} AND {})").format(condition, has_point)
+        return condition if operator == "$contains" else _not(condition)
+
+    def _checked_kind(self, key: str, operator: str, value: object) -> str:
+        if operator in ("$in", "$nin"):
+            if not isinstance(value, list) or not value:
+                raise _invalid(f"{operator} for key {key!r} takes a non-empty list")
+            if any(not isinstance(item, str | int | float | bool) for item in value):
+                raise _invalid(f"{operator} for key {key!r} takes strings, numbers or booleans")
+            kinds = {configuration.value_type(item) for item in value}
+            if len(kinds) > 1:
+                raise _invalid(f"{operator} for key {key!r} mixes types")
+            return kinds.pop()
+        if not isinstance(value, str | int | float | bool):
+            raise _invalid(f"{operator} for key {key!r} takes a string, number or boolean")
+        if operator in _ORDER and (isinstance(value, str | bool)):
+            raise _invalid(f"{operator} for key {key!r} takes a number")
+        return configuration.value_type(value)
+
+    def _document_leaf(self, operator: str, value: object, name: str = "where document") -> Condition:
+        if operator not in _DOCUMENT_OPERATORS:
+            raise _invalid(f"unknown operator {operator!r}", name)
+        if not isinstance(value, str):
+            raise _invalid(f"{operator} takes a string", name)
+        if operator in ("$contains", "$not_contains"):
+            condition = self._sql("document LIKE {}", "%" + _like_escape(text.encode(value)) + "%")
+        else:
+            if value not in self.patterns:
+                self.patterns[value] = Regex(value)
+            condition = self._sql("record.seq = ANY({}::bigint[])", list(self._regex_hits.get(value, ())))
+        return _not(condition) if "not" in operator else condition
+
+
+def _object(key: str, value: object) -> str:
+    return f"{{{msgspec.json.encode(key).decode()}:{_json(value)}}}"
+
+
+def _like_escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

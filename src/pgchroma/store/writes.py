@@ -1,0 +1,340 @@
+"""Adding, upserting, updating and deleting records; each function runs inside the caller's transaction.
+
+Two batches that touch the same ids always lock them in the same order: existing records first, by id, then new ones, by id.
+What still collides (two batches adding the same new id) fails with a race that `Database.write` repeats.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
+from pgchroma.store import catalog, configuration, metadata, reads, tables, text, vectors
+from pgchroma.store.connection import Connection
+from pgchroma.types import Collection, Filter, Float32Matrix, Record, RecordBatch
+
+_COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+_COPY_TRAILER = b"\xff\xff"
+_NULL = b"\xff\xff\xff\xff"
+_LENGTH = struct.Struct("!i").pack
+_TWO_NUMBERS = struct.Struct("!hiqiq").pack
+
+
+@dataclass(slots=True)
+class _Change:
+    """What one batch does to one id, its duplicates folded together."""
+
+    key: str
+    full: str | None
+    row: int | None = None
+    document: str | None = None
+    uri: str | None = None
+    patch: dict[str, Any] | None = None
+    seq: int = 0
+    vseq: int = 0
+    old_metadata: dict[str, Any] | None = field(default=None)
+
+
+def _fold(batch: RecordBatch, *, first_wins: bool) -> dict[str, _Change]:
+    """Return the batch by id key; with `first_wins` later duplicates are ignored, otherwise they are merged in order."""
+    rows: Sequence[int | None]
+    if batch.embeddings is None:
+        rows = [None] * len(batch)
+    elif batch.embedding_rows is None:
+        rows = range(len(batch))
+    else:
+        rows = [None] * len(batch)
+        for row, position in enumerate(batch.embedding_rows):
+            rows[position] = row
+    changes: dict[str, _Change] = {}
+    for position, record_id in enumerate(batch.ids):
+        key, full = text.id_key(record_id)
+        change = changes.get(key)
+        if change is None:
+            change = changes[key] = _Change(key, full)
+        elif first_wins:
+            continue
+        if rows[position] is not None:
+            change.row = rows[position]
+        if batch.documents is not None and batch.documents[position] is not None:
+            change.document = batch.documents[position]
+        if batch.uris is not None and batch.uris[position] is not None:
+            change.uri = batch.uris[position]
+        if batch.metadatas is not None and (patch := batch.metadatas[position]) is not None:
+            change.patch = {**(change.patch or {}), **patch}
+    return changes
+
+
+def _check(batch: RecordBatch, *, embeddings_required: bool) -> None:
+    count = len(batch)
+    for column in (batch.documents, batch.metadatas, batch.uris):
+        if column is not None and len(column) != count:
+            raise InvalidArgumentError(
+                "Inconsistent number of IDs, embeddings, documents, URIs and metadatas"
+            )
+    if any(not record_id for record_id in batch.ids):
+        raise InvalidArgumentError("Empty ID, ID must have at least one character")
+    embeddings = batch.embeddings
+    if embeddings is None:
+        if embeddings_required:
+            raise InvalidArgumentError("Embeddings are required")
+        return
+    expected = count if batch.embedding_rows is None else len(batch.embedding_rows)
+    if embeddings.ndim != 2 or embeddings.shape[0] != expected:
+        raise InvalidArgumentError("Inconsistent number of IDs, embeddings, documents, URIs and metadatas")
+    if not 1 <= embeddings.shape[1] <= vectors.MAX_DIMENSION:
+        raise InvalidArgumentError(
+            f"embeddings have {embeddings.shape[1]} dimensions; at least 1 and at most {vectors.MAX_DIMENSION} are possible"
+        )
+    if not np.isfinite(embeddings).all():
+        raise InvalidArgumentError("Embeddings must be finite: NaN or Infinity found")
+
+
+async def _target(connection: Connection, collection_id: UUID, batch: RecordBatch) -> Collection:
+    """Return the collection, with its dimension fixed and checked, and new metadata keys recorded."""
+    collection = await catalog.get_collection_by_id(connection, collection_id)
+    if batch.embeddings is not None and len(batch.embeddings):
+        dimension = int(batch.embeddings.shape[1])
+        if collection.dimension is None:
+            collection = await catalog.fix_dimension(connection, collection, dimension)
+        require_dimension(collection, dimension)
+    if batch.metadatas is not None:
+        await _discover(connection, collection, batch.metadatas)
+    return collection
+
+
+def require_dimension(collection: Collection, dimension: int) -> None:
+    """Raise InvalidDimensionError unless the collection's embeddings have this dimension."""
+    if collection.dimension != dimension:
+        raise InvalidDimensionError(
+            f"Collection expecting embedding with dimension of {collection.dimension}, got {dimension}"
+        )
+
+
+async def _discover(
+    connection: Connection, collection: Collection, metadatas: Sequence[Mapping[str, Any] | None]
+) -> None:
+    seen = {
+        (key, configuration.value_type(value))
+        for patch in metadatas
+        if patch
+        for key, value in patch.items()
+        if value is not None
+    }
+    await catalog.add_discovered_keys(connection, collection, seen)
+
+
+async def add(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
+    """Insert the records whose ids are new; the others stay as they are."""
+    _check(batch, embeddings_required=True)
+    if not len(batch):
+        return
+    collection = await _target(connection, collection_id, batch)
+    changes = _fold(batch, first_wins=True)
+    cursor = await connection.execute(
+        sql.SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(_records(collection)), [list(changes)]
+    )
+    for row in await cursor.fetchall():
+        del changes[row[0]]
+    await _insert(connection, collection, list(changes.values()), _matrix(batch))
+
+
+async def upsert(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
+    """Insert new records, merge into existing ones."""
+    _check(batch, embeddings_required=True)
+    if not len(batch):
+        return
+    collection = await _target(connection, collection_id, batch)
+    changes = _fold(batch, first_wins=False)
+    existing = await _lock(connection, collection, changes)
+    await _update(connection, collection, existing, _matrix(batch))
+    new = [change for change in changes.values() if not change.seq]
+    await _insert(connection, collection, new, _matrix(batch))
+
+
+async def update(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
+    """Merge into existing records; unknown ids are ignored."""
+    _check(batch, embeddings_required=False)
+    collection = await catalog.get_collection_by_id(connection, collection_id)
+    if batch.embeddings is not None and len(batch.embeddings) and collection.dimension is not None:
+        require_dimension(collection, int(batch.embeddings.shape[1]))
+    if collection.table_number is None or not len(batch):
+        return
+    changes = _fold(batch, first_wins=False)
+    existing = await _lock(connection, collection, changes)
+    await _discover(connection, collection, [change.patch for change in existing])
+    await _update(connection, collection, existing, _matrix(batch))
+
+
+async def delete(connection: Connection, collection_id: UUID, selection: Filter) -> int:
+    """Delete what the filter selects, the first in insertion order where it has a limit; return how many that were."""
+    collection = await catalog.get_collection_by_id(connection, collection_id)
+    if collection.table_number is None:
+        # Wrong filters are refused on an empty collection, too.
+        await reads.condition(connection, collection, selection)
+        return 0
+    condition, parameters = await reads.condition(connection, collection, selection)
+    query = sql.SQL(
+        "SELECT record.seq, record.vseq FROM {} AS record WHERE {} ORDER BY {} LIMIT {} FOR UPDATE"
+    ).format(
+        _records(collection),
+        condition,
+        sql.SQL("record.id" if selection.limit is None else "record.seq"),
+        sql.Literal(selection.limit),
+    )
+    cursor = await connection.execute(query, parameters)
+    victims = await cursor.fetchall()
+    if victims:
+        # Separate statements: they must see what other transactions committed while this one waited for the locks.
+        await _delete_rows(connection, _records(collection), [row[0] for row in victims])
+        await _delete_rows(connection, _embeddings(collection), [row[1] for row in victims])
+    return len(victims)
+
+
+async def copy_records(connection: Connection, collection: Collection, records: Sequence[Record]) -> int:
+    """Insert whole records whose ids are new, in the given order; psycopg.errors.UniqueViolation if one is not."""
+    changes = []
+    for row, record in enumerate(records):
+        key, full = text.id_key(record.id)
+        changes.append(
+            _Change(key, full, row, record.document, record.uri, dict(record.metadata or {}) or None)
+        )
+    await _discover(connection, collection, [change.patch for change in changes])
+    matrix = np.stack([record.embedding for record in records if record.embedding is not None])
+    if len(matrix) != len(records):
+        raise InvalidArgumentError("every record needs an embedding")
+    require_dimension(collection, int(matrix.shape[1]))
+    await _insert(connection, collection, changes, matrix)
+    return len(records)
+
+
+def _records(collection: Collection) -> sql.Identifier:
+    assert collection.table_number is not None  # noqa: S101 - callers checked it
+    return tables.records(collection.table_number)
+
+
+def _embeddings(collection: Collection) -> sql.Identifier:
+    assert collection.table_number is not None  # noqa: S101 - callers checked it
+    return tables.embeddings(collection.table_number)
+
+
+def _matrix(batch: RecordBatch) -> Float32Matrix:
+    return np.empty((0, 1), np.float32) if batch.embeddings is None else batch.embeddings
+
+
+async def _delete_rows(connection: Connection, table: sql.Identifier, seqs: list[int]) -> None:
+    await connection.execute(sql.SQL("DELETE FROM {} WHERE seq = ANY(%s::bigint[])").format(table), [seqs])
+
+
+async def _next_seqs(connection: Connection, count: int) -> NDArray[np.int64]:
+    cursor = await connection.execute(
+        "SELECT nextval('pgchroma.record_seqs') FROM generate_series(1, %s)", [count]
+    )
+    return np.array([row[0] for row in await cursor.fetchall()], dtype=np.int64)
+
+
+async def _lock(
+    connection: Connection, collection: Collection, changes: Mapping[str, _Change]
+) -> list[_Change]:
+    """Lock the records that exist, by id, and note their numbers and, where it is to be merged, their metadata."""
+    query = sql.SQL(
+        "SELECT id, seq, vseq, metadata::text, metadata_exact FROM {} WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
+    ).format(_records(collection))
+    cursor = await connection.execute(query, [list(changes)])
+    existing = []
+    for key, seq, vseq, stored, exact in await cursor.fetchall():
+        change = changes[key]
+        change.seq, change.vseq = seq, vseq
+        if change.patch is not None:
+            change.old_metadata = metadata.decode(stored, exact)
+        existing.append(change)
+    return existing
+
+
+async def _update(
+    connection: Connection, collection: Collection, changes: list[_Change], embeddings: Float32Matrix
+) -> None:
+    if not changes:
+        return
+    moved = [change for change in changes if change.row is not None]
+    new_vseqs: dict[int, int] = {}
+    if moved:
+        numbers = await _next_seqs(connection, len(moved))
+        seqs = np.array([change.seq for change in moved], dtype=np.int64)
+        matrix = embeddings[_row_numbers(moved)]
+        await _copy(connection, _embeddings(collection), vectors.copy_buffer(numbers, seqs, matrix))
+        await _delete_rows(connection, _embeddings(collection), [change.vseq for change in moved])
+        new_vseqs = {change.seq: int(number) for change, number in zip(moved, numbers, strict=True)}
+    merged = [
+        None if change.patch is None else metadata.merge(change.old_metadata, change.patch)
+        for change in changes
+    ]
+    encoded = [metadata.encode(value) if value else (None, None) for value in merged]
+    query = sql.SQL(
+        "UPDATE {} AS record SET vseq = coalesce(n.vseq, record.vseq), document = coalesce(n.document, record.document), "
+        "uri = coalesce(n.uri, record.uri), "
+        "metadata = CASE WHEN n.has_metadata THEN n.metadata::jsonb ELSE record.metadata END, "
+        "metadata_exact = CASE WHEN n.has_metadata THEN n.exact ELSE record.metadata_exact END "
+        "FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::bool[], %s::text[], %s::text[]) "
+        "AS n (seq, vseq, document, uri, has_metadata, metadata, exact) WHERE record.seq = n.seq"
+    ).format(_records(collection))
+    await connection.execute(
+        query,
+        [
+            [change.seq for change in changes],
+            [new_vseqs.get(change.seq) for change in changes],
+            [None if change.document is None else text.encode(change.document) for change in changes],
+            [None if change.uri is None else text.encode(change.uri) for change in changes],
+            [change.patch is not None for change in changes],
+            [stored.decode() if stored else None for stored, _ in encoded],
+            [exact for _, exact in encoded],
+        ],
+    )
+
+
+async def _insert(
+    connection: Connection, collection: Collection, changes: list[_Change], embeddings: Float32Matrix
+) -> None:
+    if not changes:
+        return
+    seqs = await _next_seqs(connection, len(changes))
+    for change, seq in zip(changes, seqs, strict=True):
+        change.seq = int(seq)
+    buffer = [_COPY_HEADER]
+    for change in sorted(changes, key=lambda change: change.key):
+        cleaned = metadata.merge(None, change.patch) if change.patch else None
+        stored, exact = metadata.encode(cleaned) if cleaned else (None, None)
+        buffer.append(_TWO_NUMBERS(8, 8, change.seq, 8, change.seq))
+        buffer.append(_text_field(change.key))
+        buffer.append(_NULL if change.full is None else _text_field(change.full))
+        buffer.append(_NULL if change.document is None else _text_field(text.encode(change.document)))
+        buffer.append(_NULL if stored is None else _LENGTH(len(stored) + 1) + b"\x01" + stored)
+        buffer.append(_NULL if exact is None else _text_field(exact))
+        buffer.append(_NULL if change.uri is None else _text_field(text.encode(change.uri)))
+    buffer.append(_COPY_TRAILER)
+    await _copy(connection, _records(collection), b"".join(buffer))
+    matrix = embeddings[_row_numbers(changes)]
+    await _copy(connection, _embeddings(collection), vectors.copy_buffer(seqs, seqs, matrix))
+
+
+def _row_numbers(changes: Sequence[_Change]) -> NDArray[np.int64]:
+    return np.array([change.row for change in changes], dtype=np.int64)
+
+
+def _text_field(value: str) -> bytes:
+    data = value.encode()
+    return _LENGTH(len(data)) + data
+
+
+async def _copy(connection: Connection, table: sql.Identifier, buffer: bytes) -> None:
+    async with (
+        connection.cursor() as cursor,
+        cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(table)) as copy,
+    ):
+        await copy.write(buffer)
