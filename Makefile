@@ -36,3 +36,32 @@ lock: venv ## Renew the hash-locked requirements from the .in files
 .PHONY: serve
 serve: venv ## Serve an embedded PostgreSQL in a temporary folder: make serve PORT=8000 WORKERS=2
 	exec $(BIN)/pgchroma serve --embedded --allow-reset --auth off --port $(or $(PORT),8000) --workers $(or $(WORKERS),2)
+
+.PHONY: demo
+demo: venv ## Run the main job end to end on a test machine: make demo, or make demo KEEP=1 to keep the machine
+	$(BIN)/python scripts/demo $(if $(KEEP),--keep)
+
+.PHONY: test
+test: lint unit molecule ## Run every check and test: linters, unit, contract, integration, machines
+
+.PHONY: lint
+lint: venv ## Check style, types and playbooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	shellcheck $$(git ls-files -z | xargs -0 grep -lE '^#!.*\b(bash|sh)$$')
+	$(BIN)/yamllint --strict .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline --strict
+
+.PHONY: unit
+unit: venv ## Run the unit, contract and integration tests (embedded PostgreSQL)
+	$(BIN)/pytest
+
+.PHONY: molecule
+molecule: venv ## Run the Molecule scenarios on test machines: make molecule SCENARIO=default
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s $(or $(SCENARIO),default)
+
+.PHONY: docs
+docs: venv ## Write the generated parts of the documentation anew
+	$(BIN)/python scripts/generate-role-docs
+	$(BIN)/python scripts/generate-cli-docs
