@@ -1,0 +1,255 @@
+"""A private copy of a Chroma folder, taken in moments, so that the source is neither written to nor kept locked.
+
+Chroma (and SQLite) allow no long reader: while one is open, the application's writes and even its start hang. So the database
+is copied with SQLite's backup call, which holds a shared lock only while it copies, and the HNSW files are copied beside it.
+"""
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from pgchroma.errors import SourceChangedError, SourceError
+from pgchroma.migrate.chroma import hnsw
+
+DATABASE = "chroma.sqlite3"
+_SIDE_FILES = ("-wal", "-journal")
+
+_ATTEMPTS = 5
+_PAUSE_SECONDS = 0.5
+_BUSY_SECONDS = 30.0
+# SQLite's file header: bytes 18 and 19 are 2 in write-ahead-log mode.
+_WAL_MODE = b"\x02\x02"
+
+_VECTOR_SEGMENTS = "SELECT id FROM segments WHERE scope = 'VECTOR' ORDER BY id"
+
+# size and modification time in ns of every file that was looked at; None for one that does not exist
+Stamp = dict[str, tuple[int, int] | None]
+
+
+def require_folder(folder: Path) -> None:
+    """Raise SourceError unless the folder exists and holds a chroma.sqlite3 that may be read."""
+    if not folder.exists():
+        raise SourceError(
+            f"{folder} does not exist",
+            hint="name the folder that the application gives to chromadb.PersistentClient",
+        )
+    if not folder.is_dir():
+        raise SourceError(
+            f"{folder} is not a folder", hint=f"name the folder that holds {DATABASE}, not a file in it"
+        )
+    database = folder / DATABASE
+    try:
+        with database.open("rb") as file:
+            head = file.read(16)
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{folder} holds no {DATABASE}",
+            hint="name the folder that the application gives to chromadb.PersistentClient",
+        ) from error
+    except OSError as error:
+        raise SourceError(
+            f"cannot read {database}: {error.strerror}",
+            hint="run as a user that may read the folder",
+        ) from error
+    if head != b"SQLite format 3\x00":
+        raise SourceError(
+            f"{database} is not an SQLite database",
+            hint="the file is damaged or encrypted; restore the folder from a backup",
+        )
+
+
+def _stamp(paths: list[Path]) -> Stamp:
+    stamp: Stamp = {}
+    for path in paths:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            stamp[str(path)] = None
+        else:
+            stamp[str(path)] = (status.st_size, status.st_mtime_ns)
+    return stamp
+
+
+def _database_files(folder: Path) -> list[Path]:
+    return [folder / DATABASE, *(folder / (DATABASE + suffix) for suffix in _SIDE_FILES)]
+
+
+def _index_files(folder: Path, segments: list[str]) -> list[Path]:
+    return [folder / segment / name for segment in segments for name in hnsw.FILES]
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether SQLite can open the database read-only where it is: no write-ahead log, no journal left by a crash."""
+    with (folder / DATABASE).open("rb") as file:
+        file.seek(18)
+        if file.read(2) == _WAL_MODE:
+            return False
+    return not any((folder / (DATABASE + suffix)).exists() for suffix in _SIDE_FILES)
+
+
+def _backup(folder: Path, copy: Path) -> bool:
+    """Copy the database through SQLite; False where SQLite would have to write to the folder for it."""
+    # A percent sign, question mark or hash in the path would be read as part of the URI.
+    uri = f"{(folder / DATABASE).resolve().as_uri()}?mode=ro"
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)) as source,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+    except sqlite3.OperationalError:
+        copy.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _copy_database(folder: Path, copy: Path) -> bool:
+    """Copy the database with its journals as files; False when they changed meanwhile, so that the copy may be torn."""
+    files = _database_files(folder)
+    before = _stamp(files)
+    for path in files:
+        target = copy.with_name(copy.name + path.name.removeprefix(DATABASE))
+        target.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(path, target)
+    return _stamp(files) == before
+
+
+def _copy_indexes(folder: Path, copy: Path, segments: list[str]) -> None:
+    for segment in segments:
+        if not (folder / segment).is_dir():
+            continue
+        (copy / segment).mkdir(exist_ok=True)
+        for name in hnsw.FILES:
+            (copy / segment / name).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(folder / segment / name, copy / segment / name)
+
+
+def open_copy(copy: Path) -> sqlite3.Connection:
+    """Open a copied database; a journal copied with it is rolled back or replayed now.
+
+    Raises:
+        SourceError: the database is damaged.
+    """
+    database = copy / DATABASE
+    connection = sqlite3.connect(database, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = MEMORY")
+        # The full-text tables are derived from the documents and not read here, so their damage does not matter.
+        damage = [
+            str(line)
+            for (line,) in connection.execute("PRAGMA quick_check(10)")
+            if line != "ok" and "embedding_fulltext" not in str(line)
+        ]
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise SourceError(
+            f"{DATABASE} is damaged: {error}",
+            hint="restore the folder from a backup, or recover the file with `sqlite3 chroma.sqlite3 .recover`",
+        ) from error
+    if damage:
+        connection.close()
+        raise SourceError(
+            f"{DATABASE} is damaged: {damage[0]}",
+            hint="restore the folder from a backup, or recover the file with `sqlite3 chroma.sqlite3 .recover`",
+        )
+    return connection
+
+
+class Snapshot:
+    """A copy of a folder in a temporary folder of its own.
+
+    Attributes:
+        path: the copy's folder.
+        connection: the copied database; the copy is ours, so indexes may be added to it.
+    """
+
+    def __init__(self, folder: Path, path: Path, connection: sqlite3.Connection, stamp: Stamp) -> None:
+        self.folder = folder
+        self.path = path
+        self.connection = connection
+        self._stamp = stamp
+
+    def files_unchanged(self) -> bool:
+        """Whether no file of the source has another size or time than when the copy was taken."""
+        return _stamp([Path(name) for name in self._stamp]) == self._stamp
+
+
+@contextlib.contextmanager
+def take(folder: Path, work_folder: Path | None = None) -> Iterator[Snapshot]:
+    """Copy a Chroma folder for as long as the context lasts.
+
+    Args:
+        folder: the folder that holds chroma.sqlite3; it may be mounted read-only.
+        work_folder: where to put the copy; the system's temporary folder when None.
+
+    Raises:
+        SourceError: the folder cannot be read, or there is no room for the copy.
+        SourceChangedError: an application keeps writing to it.
+    """
+    require_folder(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix="pgchroma-", dir=work_folder) as name:
+            _require_room(folder, Path(name))
+            snapshot = _take(folder, Path(name))
+            try:
+                yield snapshot
+            finally:
+                snapshot.connection.close()
+    except PermissionError as error:
+        raise SourceError(
+            f"cannot read {error.filename}: {error.strerror}", hint="run as a user that may read the folder"
+        ) from error
+
+
+def _require_room(folder: Path, work_folder: Path) -> None:
+    needed = sum(
+        path.stat().st_size
+        for path in [*folder.glob("*/*"), *_database_files(folder)]
+        if path.is_file() and path.name != "link_lists.bin"
+    )
+    free = shutil.disk_usage(work_folder).free
+    if needed > free:
+        raise SourceError(
+            f"the private copy of {folder} needs {needed:,} bytes, {work_folder.parent} has {free:,} left",
+            hint="name a folder with room by --work-folder or TMPDIR",
+        )
+
+
+def _take(folder: Path, copy: Path) -> Snapshot:
+    pause = threading.Event()
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            pause.wait(_PAUSE_SECONDS * attempt)
+        database_before = _stamp(_database_files(folder))
+        if not (_is_plain(folder) and _backup(folder, copy / DATABASE)) and not _copy_database(
+            folder, copy / DATABASE
+        ):
+            continue
+        connection = open_copy(copy)
+        try:
+            segments = [str(name) for (name,) in connection.execute(_VECTOR_SEGMENTS)]
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise SourceError(
+                f"{folder / DATABASE} is not a Chroma database: {error}",
+                hint="name the folder that the application gives to chromadb.PersistentClient",
+            ) from error
+        index_files = _index_files(folder, segments)
+        # The copy of the database is older than these; what the log holds beyond them is applied again, which is harmless.
+        before = _stamp(index_files)
+        _copy_indexes(folder, copy, segments)
+        # The log must not have been purged into index files that were copied earlier, so both must have stood still.
+        if _stamp(index_files) == before and _stamp(_database_files(folder)) == database_before:
+            return Snapshot(folder, copy, connection, {**database_before, **before})
+        connection.close()
+        (copy / DATABASE).unlink()
+    raise SourceChangedError(
+        f"an application keeps writing to {folder}: {_ATTEMPTS} attempts to copy it at rest failed",
+        hint="stop the application that uses the folder, then run again",
+    )
