@@ -121,7 +121,7 @@ def _build(suite: str, target: Path) -> None:
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
         environment = {**os.environ, "TMPDIR": str(target.parent)}
-        status = subprocess.run(  # noqa: S603
+        status = subprocess.run(
             command, stdout=output, stderr=subprocess.STDOUT, check=False, env=environment
         ).returncode
     configuration.unlink()

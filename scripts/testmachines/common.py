@@ -48,7 +48,7 @@ def run(command: Sequence[str], **options: str) -> str:
     Raises:
         MachineError: the command failed; the message carries what it wrote to stderr.
     """
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         list(command), capture_output=True, text=True, check=False, input=options.get("input")
     )
     if done.returncode != 0:

@@ -218,7 +218,7 @@ def _power_on(machine: Machine) -> None:
     command = ["unshare", "--mount", "--propagation", "slave", str(SUPERVISOR)]
     command += [machine.name, str(machine.directory), machine.base, BRIDGE]
     with (machine.directory / "console.log").open("ab") as console:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=console,
@@ -271,7 +271,7 @@ def _wait_for_boot(machine: Machine) -> None:
             machine.address,
             "systemctl is-system-running --wait",
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         state = done.stdout.strip() or done.stderr.strip()
         return state in ("running", "degraded")
 
@@ -404,4 +404,4 @@ def enter(machine: Machine, command: list[str]) -> None:
             f"{machine.name} is {machine.state}: `scripts/machine start {machine.name}` switches it on"
         )
     sys.stdout.flush()
-    os.execvp("ssh", ["ssh", *ssh_options(), machine.address, *command])  # noqa: S606, S607
+    os.execvp("ssh", ["ssh", *ssh_options(), machine.address, *command])  # noqa: S606
