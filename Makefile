@@ -65,3 +65,5 @@ molecule: venv ## Run the Molecule scenarios on test machines: make molecule SCE
 docs: venv ## Write the generated parts of the documentation anew
 	$(BIN)/python scripts/generate-role-docs
 	$(BIN)/python scripts/generate-cli-docs
+
+include make/*.mk
