@@ -152,6 +152,9 @@ async def build_segment(
     logger.info("building index %s over %d new rows of %s", name, segment.rows, collection.path)
     await connection.execute(statement)
     seconds = time.monotonic() - started
+    # Without fresh statistics the planner reads the whole table to find a tail that is empty by now.
+    for table in (tables.embeddings(number), tables.records(number)):
+        await connection.execute(sql.SQL("ANALYZE {}").format(table))
     cursor = await connection.execute(
         sql.SQL("SELECT count(*) FROM {} WHERE seq > %s AND seq <= %s").format(tables.embeddings(number)),
         [segment.low, segment.high],
