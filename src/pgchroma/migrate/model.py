@@ -1,6 +1,6 @@
 """What sources, sinks and the steps between them hand to each other, and the two protocols they meet."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 from uuid import UUID
@@ -160,7 +160,7 @@ class Sink(Protocol):
     ) -> Checkpoint:
         """Append records and move the checkpoint, in one transaction."""
 
-    def records(self, target: Collection) -> AsyncIterator[list[Record]]:
+    def records(self, target: Collection) -> AsyncGenerator[list[Record]]:
         """Yield pages of the target's records in insertion order."""
 
 

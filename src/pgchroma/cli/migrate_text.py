@@ -1,0 +1,161 @@
+"""How `pgchroma migrate` shows its results to a person; each function returns what draws the given JSON object."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from pgchroma import output
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in a unit that fits."""
+    for unit in _UNITS[:-1]:
+        if abs(count) < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} {_UNITS[-1]}"
+
+
+def _problems(console: Console, problems: list[dict[str, Any]]) -> None:
+    for problem in problems:
+        ids = ", ".join(map(repr, problem["ids"][:5]))
+        count = f"{problem['count']:,} " if problem["count"] else ""
+        style = "bold red" if problem["severity"] == "error" else "yellow"
+        console.print(
+            Text.assemble(
+                (f"{problem['severity']}: ", style),
+                f"{problem['collection']}: {count}{problem['message']}" + (f", e.g. {ids}" if ids else ""),
+            )
+        )
+
+
+def plan(data: dict[str, Any]) -> output.TextRenderer:
+    """A plan: one line a collection, then the problems."""
+
+    def draw(console: Console) -> None:
+        console.print(Text(f"{data['source']['path']}: {data['source']['layout']}"))
+        console.print(
+            output.table(
+                "",
+                ("collection", "records>", "size>", "dimension>", "distance", "problems>"),
+                [
+                    (
+                        item["collection"],
+                        item["records"],
+                        size(item["bytes"]),
+                        item["dimension"],
+                        item["distance"],
+                        len(item["problems"]),
+                    )
+                    for item in data["collections"]
+                ],
+            )
+        )
+        _problems(console, [problem for item in data["collections"] for problem in item["problems"]])
+        console.print(Text(f"{data['records']:,} records, {size(data['bytes'])}; nothing was written"))
+        if not data["runnable"]:
+            console.print(Text("A run refuses the errors above unless it is given --skip-unreadable."))
+
+    return draw
+
+
+def _comparison_table(console: Console, collections: list[dict[str, Any]]) -> None:
+    console.print(
+        output.table(
+            "",
+            ("collection", "records>", "SHA-256 of all records", "proof", "rows/s>"),
+            [
+                (
+                    item["collection"],
+                    item["records_target"],
+                    item["digest_target"][:16],
+                    output.status_text("equal" if item["equal"] else f"{item['different']:,} differ"),
+                    f"{item['records_target'] / item['seconds']:,.0f}" if item["seconds"] else "-",
+                )
+                for item in collections
+            ],
+        )
+    )
+    for item in collections:
+        for difference in item["differences"][:10]:
+            where = f"{item['collection']} {difference['id'] or ''}".rstrip()
+            console.print(Text(f"differs: {where}: {difference['what']}: {difference['detail']}"))
+
+
+def result(data: dict[str, Any]) -> output.TextRenderer:
+    """A run that came to its end."""
+
+    def draw(console: Console) -> None:
+        _comparison_table(console, data["collections"])
+        _problems(console, data["notices"])
+        for skipped in data["skipped"][:20]:
+            console.print(
+                Text(f"left behind: {skipped['collection']} {skipped['id']!r}: {skipped['reason']}")
+            )
+        seconds = data["seconds"]
+        console.print(
+            Text.assemble(
+                output.status_text(data["result"]),
+                f": {data['records']:,} records moved and proven one by one, {len(data['skipped']):,} left behind; "
+                f"copied in {seconds['copy']:.1f} s, proven in {seconds['proof']:.1f} s",
+            )
+        )
+        console.print(Text(f"receipt: {data['receipt']}"))
+
+    return draw
+
+
+def comparison(data: dict[str, Any]) -> output.TextRenderer:
+    """A later verification."""
+
+    def draw(console: Console) -> None:
+        _comparison_table(console, data["collections"])
+        console.print(
+            Text.assemble(output.status_text(data["result"]), f": compared with the {data['against']}")
+        )
+
+    return draw
+
+
+def status(rows: list[dict[str, Any]]) -> output.TextRenderer:
+    """The migrations of a database."""
+
+    def draw(console: Console) -> None:
+        if not rows:
+            console.print(Text("no migration has run into this database"))
+            return
+        console.print(
+            output.table(
+                "",
+                (
+                    "run",
+                    "collection",
+                    "phase",
+                    "records>",
+                    "of>",
+                    "skipped>",
+                    "errors>",
+                    "started",
+                    "completed",
+                ),
+                [
+                    (
+                        row["run_id"],
+                        row["collection"],
+                        output.status_text(row["phase"]),
+                        row["records"],
+                        row["source_records"],
+                        row["skipped"],
+                        row["errors"],
+                        f"{row['started_at']:%Y-%m-%d %H:%M:%S}",
+                        f"{row['completed_at']:%Y-%m-%d %H:%M:%S}" if row["completed_at"] else None,
+                    )
+                    for row in rows
+                ],
+            )
+        )
+
+    return draw
