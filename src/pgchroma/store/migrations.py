@@ -73,6 +73,20 @@ async def installed_version(connection: AsyncConnection[Row]) -> int:
     return int(row[0]) if row else 0
 
 
+async def schema_versions(database_url: str, settings: StoreSettings | None = None) -> tuple[int, int]:
+    """Return (installed, required); installed is 0 for a database that was never prepared.
+
+    Raises:
+        DatabaseUnreachableError: no connection.
+    """
+    try:
+        connection = await AsyncConnection.connect(conninfo(database_url, settings or StoreSettings()))
+    except psycopg.OperationalError as error:
+        raise unreachable(error) from error
+    async with connection:
+        return await installed_version(connection), required_version()
+
+
 async def check(connection: AsyncConnection[Row]) -> None:
     """Raise DatabaseNotReadyError, naming the remedy, unless the database is as this package needs it."""
     cursor = await connection.execute(

@@ -1,0 +1,104 @@
+"""The ASGI application of one worker: its lifespan, and from a request to an answer."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+from dataclasses import dataclass
+
+from pgchroma.server import errors, logs
+from pgchroma.server.handlers import Context
+from pgchroma.server.http import HttpError, Receive, Request, Response, Scope, Send
+from pgchroma.server.middleware import RequestLog
+from pgchroma.server.router import Router
+from pgchroma.server.routes import ROUTES
+from pgchroma.server.settings import ServerSettings
+from pgchroma.store import Store
+
+logger = logging.getLogger("pgchroma.server")
+
+_RETIRED = b"/api/v1/"
+# How long the indexer stays away after it failed; the requests do not need it.
+_INDEXER_PAUSE_SECONDS = 30.0
+
+
+class Application:
+    """Answers `/api/v2`. A database that is away makes requests fail with 503, never the application."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._router = Router(ROUTES)
+        self._context: Context | None = None
+        self._indexer: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope of ASGI."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError(f"no such protocol here: {scope['type']}")
+        response = await self._answer(scope, receive)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(response.body)).encode()),
+            *response.headers,
+        ]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        try:
+            path: bytes = scope.get("raw_path") or scope["path"].encode()
+            if path.startswith(_RETIRED):
+                raise HttpError(410, "Unimplemented", "The v1 API is deprecated. Please use /v2 apis")
+            route, params = self._router.find(scope["method"], path)
+            scope["route"] = route.path
+            request = Request(scope, receive, params, max_body_bytes=self._settings.max_body_bytes)
+            if self._context is None:
+                raise RuntimeError("a request before the start of the application")
+            response = await route.handler(self._context, request)
+            scope["body_bytes"] = request.body_bytes
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the client gets an answer and the log the rest
+            return errors.response_to(error)
+        return response
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        store = await Store.open(self._settings.database_url, self._settings.store_settings())
+        self._context = Context(store, self._settings)
+        if self._settings.indexer:
+            self._indexer = asyncio.create_task(_keep_indexing(store), name="indexer")
+        # What lives now lives until the end; the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._indexer is not None:
+            self._indexer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._indexer
+        await store.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _keep_indexing(store: Store) -> None:
+    """Run the store's indexer, and again after a pause when it failed."""
+    while True:
+        try:
+            await store.run_indexer()
+        except Exception:
+            logger.exception("the indexer failed; it starts again in %g s", _INDEXER_PAUSE_SECONDS)
+        await asyncio.sleep(_INDEXER_PAUSE_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationFactory:
+    """Makes the application in a worker; can be handed to another process, which an application cannot."""
+
+    settings: ServerSettings
+
+    def __call__(self) -> RequestLog:
+        """Return the application with its request log around it; the worker's logs go where the parent's do."""
+        logs.configure(self.settings.log_level)
+        return RequestLog(Application(self.settings), access_log=self.settings.access_log)

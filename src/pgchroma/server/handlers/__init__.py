@@ -1,0 +1,14 @@
+"""The operations of the API, by subject; each turns a request into one call of the store and its result into an answer."""
+
+from dataclasses import dataclass
+
+from pgchroma.server.settings import ServerSettings
+from pgchroma.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the handlers of one worker work with."""
+
+    store: Store
+    settings: ServerSettings

@@ -1,0 +1,138 @@
+"""Collections: by name and by id, and the operations that upstream's single node does not have either."""
+
+from uuid import UUID
+
+from pgchroma.server import metadata, responses
+from pgchroma.server.handlers import Context
+from pgchroma.server.http import HttpError, Request, Response, bad_request, json_response, unimplemented
+from pgchroma.server.payloads import CreateCollectionPayload, Decoder, ModifyCollectionPayload, to_dict
+
+_create: Decoder[CreateCollectionPayload] = Decoder(CreateCollectionPayload)
+_modify: Decoder[ModifyCollectionPayload] = Decoder(ModifyCollectionPayload)
+
+
+def collection_id(request: Request) -> UUID:
+    """Return the collection id of the path; HttpError 400 when it is none."""
+    try:
+        return UUID(request.params["collection"])
+    except ValueError:
+        raise bad_request("Collection ID is not a valid UUIDv4") from None
+
+
+async def create(context: Context, request: Request) -> Response:
+    """Create a collection, or with get_or_create return the one of that name unchanged."""
+    payload = _create.decode(await request.body())
+    configuration = to_dict(payload.configuration)
+    if configuration and configuration.get("spann") is not None:
+        if configuration.get("hnsw") is not None:
+            raise bad_request("Multiple vector index configurations provided")
+        # Only the distance means the same in both kinds of index.
+        space = configuration.pop("spann").get("space")
+        configuration["hnsw"] = {"space": space} if space else None
+    created = await context.store.create_collection(
+        request.params["tenant"],
+        request.params["database"],
+        payload.name,
+        metadata=metadata.of_collection(payload.metadata, "metadata", allow_null=False),
+        configuration=configuration,
+        schema=to_dict(payload.schema),
+        get_or_create=payload.get_or_create,
+    )
+    return json_response(responses.collection(created))
+
+
+async def list_all(context: Context, request: Request) -> Response:
+    """Return a database's collections; none for a missing database."""
+    limit, offset = request.query_number("limit"), request.query_number("offset")
+    found = await context.store.list_collections(
+        request.params["tenant"], request.params["database"], limit=limit, offset=offset or 0
+    )
+    return json_response([responses.collection(entry) for entry in found])
+
+
+async def count(context: Context, request: Request) -> Response:
+    """Return how many collections a database has."""
+    return json_response(
+        await context.store.count_collections(request.params["tenant"], request.params["database"])
+    )
+
+
+async def get(context: Context, request: Request) -> Response:
+    """Return a collection by its name."""
+    found = await context.store.get_collection(
+        request.params["tenant"], request.params["database"], request.params["collection"]
+    )
+    return json_response(responses.collection(found))
+
+
+async def get_by_id(context: Context, request: Request) -> Response:
+    """Return a collection by its id."""
+    try:
+        wanted = UUID(request.params["collection"])
+    except ValueError:
+        raise bad_request(
+            "Validation error: collection_id: Invalid collection ID format, expected UUID"
+        ) from None
+    found = await context.store.get_collection_by_id(
+        wanted, request.params["tenant"], request.params["database"]
+    )
+    return json_response(responses.collection(found))
+
+
+async def modify(context: Context, request: Request) -> Response:
+    """Rename, replace metadata, change configuration; what is absent or null stays."""
+    payload = _modify.decode(await request.body())
+    await context.store.modify_collection(
+        collection_id(request),
+        new_name=payload.new_name,
+        new_metadata=metadata.of_collection(payload.new_metadata, "new_metadata", allow_null=True),
+        new_configuration=to_dict(payload.new_configuration),
+    )
+    return json_response({})
+
+
+async def delete(context: Context, request: Request) -> Response:
+    """Delete a collection by its name."""
+    await context.store.delete_collection(
+        request.params["tenant"], request.params["database"], request.params["collection"]
+    )
+    return json_response({})
+
+
+async def fork(context: Context, request: Request) -> Response:
+    """Refuse, as upstream's single node does."""
+    await context.store.get_collection_by_id(collection_id(request))
+    raise unimplemented("Collection forking is unsupported for local chroma")
+
+
+async def fork_count(context: Context, request: Request) -> Response:
+    """Refuse, as upstream's single node does."""
+    await context.store.get_collection_by_id(collection_id(request))
+    raise unimplemented("Count forks is unsupported for local chroma")
+
+
+async def indexing_status(context: Context, request: Request) -> Response:
+    """Refuse; upstream's single node answers 500 here."""
+    await context.store.get_collection_by_id(collection_id(request))
+    raise unimplemented("Indexing status is not implemented")
+
+
+async def search(context: Context, request: Request) -> Response:
+    """Refuse, as upstream's single node does."""
+    await context.store.get_collection_by_id(collection_id(request))
+    raise unimplemented("Search operation is not implemented for local executor")
+
+
+async def attach_function(_context: Context, _request: Request) -> Response:
+    """Refuse, as upstream's single node does."""
+    raise unimplemented("Attached functions are not implemented: no function can be attached to a collection")
+
+
+async def detach_function(_context: Context, _request: Request) -> Response:
+    """Refuse, as upstream's single node does."""
+    raise unimplemented("Attached functions are not implemented: no function can be detached")
+
+
+async def get_function(_context: Context, _request: Request) -> Response:
+    """Find none, as upstream's single node does."""
+    raise HttpError(404, "NotFoundError", "Attached function not found")

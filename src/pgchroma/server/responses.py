@@ -1,0 +1,68 @@
+"""Answers as JSON. Metadata passes through as the text it was read as; embeddings and distances are written as float32."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from pgchroma.types import Collection, Include, Rows
+
+
+def collection(found: Collection) -> dict[str, Any]:
+    """Return a collection as clients read it."""
+    return {
+        "id": str(found.id),
+        "name": found.name,
+        "configuration_json": found.configuration,
+        "schema": found.schema,
+        "metadata": found.metadata,
+        "dimension": found.dimension,
+        "tenant": found.tenant,
+        "database": found.database,
+        "log_position": found.log_position,
+        "version": found.version,
+    }
+
+
+def include_of(names: Sequence[str]) -> Include:
+    """Return the columns that a request's `include` asks for."""
+    return Include(**dict.fromkeys(names, True))
+
+
+def get_result(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
+    """Return the answer to a get; what was not asked for is null."""
+    include = include_of(names)
+    return {
+        "ids": rows.ids,
+        "embeddings": _floats(rows.embeddings) if include.embeddings else None,
+        "documents": rows.documents if include.documents else None,
+        "uris": rows.uris if include.uris else None,
+        "metadatas": _metadatas(rows.metadatas) if include.metadatas else None,
+        "include": names,
+    }
+
+
+def query_result(results: Sequence[Rows], names: Sequence[str]) -> dict[str, Any]:
+    """Return the answer to a query: a list per query embedding in every column."""
+    include = include_of(names)
+    return {
+        "ids": [rows.ids for rows in results],
+        "embeddings": [_floats(rows.embeddings) for rows in results] if include.embeddings else None,
+        "documents": [rows.documents or [] for rows in results] if include.documents else None,
+        "uris": [rows.uris or [] for rows in results] if include.uris else None,
+        "metadatas": [_metadatas(rows.metadatas) for rows in results] if include.metadatas else None,
+        "distances": [_floats(rows.distances) for rows in results] if include.distances else None,
+        "include": names,
+    }
+
+
+def _metadatas(column: Sequence[bytes | None] | None) -> list[orjson.Fragment | None]:
+    return [None if text is None else orjson.Fragment(text) for text in column or ()]
+
+
+def _floats(array: np.ndarray[Any, np.dtype[np.float32]] | None) -> object:
+    if array is None or len(array) == 0:
+        return []
+    # orjson writes only C-contiguous arrays of the machine's byte order.
+    return np.ascontiguousarray(array, dtype=np.float32)
