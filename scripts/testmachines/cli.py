@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from . import base, machine
+from . import access, base, machine
 from .common import MachineError, locked, require_host, say
 
 
@@ -60,7 +60,7 @@ def _list(as_json: bool) -> None:
 
 
 def _ssh_config(entry: machine.Machine) -> None:
-    options = machine.ssh_options()[1::2]
+    options = access.ssh_options()[1::2]
     lines = [
         f"Host {entry.name}",
         f"  HostName {entry.address}",

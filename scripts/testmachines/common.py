@@ -78,6 +78,8 @@ def require_host() -> None:
         raise MachineError(
             "test machines need root (mounts, network, namespaces): run this as root or with sudo"
         )
+    # A shell entered with `su` keeps a user's PATH.
+    os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
     missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
     if missing:
         raise MachineError(

@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from . import base, network
+from . import access, base, network
 from .common import (
     BRIDGE,
     NETWORK,
@@ -30,8 +30,6 @@ from .common import (
 )
 
 MACHINES = STATE / "machines"
-KEY = STATE / "id_ed25519"
-KNOWN_HOSTS = STATE / "known_hosts"
 LOCK = STATE / "lock"
 SUPERVISOR = Path(__file__).resolve().parent / "supervisor"
 BOOT_SECONDS = 90.0
@@ -101,20 +99,6 @@ def load(name: str) -> Machine:
     return Machine(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def ssh_options() -> list[str]:
-    """Return the ssh options that reach any machine of the lab, with host keys checked against the lab's own list."""
-    options = {
-        "User": "root",
-        "IdentityFile": str(KEY),
-        "IdentitiesOnly": "yes",
-        "UserKnownHostsFile": str(KNOWN_HOSTS),
-        "GlobalKnownHostsFile": "/dev/null",
-        "StrictHostKeyChecking": "yes",
-        "LogLevel": "ERROR",
-    }
-    return [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
-
-
 def up(name: str, *, suite: str, address: str | None, owner: str) -> Machine:
     """Create ``name`` on a fresh overlay and boot it; returns when its services are up and SSH answers.
 
@@ -135,9 +119,9 @@ def up(name: str, *, suite: str, address: str | None, owner: str) -> Machine:
                 f"{address} belongs to machine {holder.name} ({holder.state}): choose another address, "
                 f"or remove it with `scripts/machine rm {holder.name}`"
             )
-        _lab_key()
+        access.make_key()
         machine = _create(name, address, suite, tree, owner)
-        _write_known_hosts()
+        access.list_host_keys({entry.address: entry.host_key for entry in machines()})
         network.bring_up()
         _power_on(machine)
     _wait_for_boot(machine)
@@ -164,14 +148,6 @@ def _make_way(name: str) -> None:
     )
 
 
-def _lab_key() -> None:
-    """Create the lab's SSH key once; it never leaves the state directory."""
-    STATE.mkdir(parents=True, exist_ok=True)
-    STATE.chmod(0o700)
-    if not KEY.exists():
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pgchroma test machines", "-f", str(KEY)])
-
-
 def _create(name: str, address: str, suite: str, tree: Path, owner: str) -> Machine:
     """Write the files that make a copy of the base tree this machine."""
     directory = MACHINES / name
@@ -189,7 +165,7 @@ def _create(name: str, address: str, suite: str, tree: Path, owner: str) -> Mach
         "LinkLocalAddressing=no\nIPv6AcceptRA=no\nLLDP=no\n",
     )
     write_file(
-        upper / "root/.ssh/authorized_keys", KEY.with_suffix(".pub").read_text(encoding="utf-8"), 0o600
+        upper / "root/.ssh/authorized_keys", access.KEY.with_suffix(".pub").read_text(encoding="utf-8"), 0o600
     )
     (upper / "root/.ssh").chmod(0o700)
     (upper / "root").chmod(0o700)
@@ -201,13 +177,6 @@ def _create(name: str, address: str, suite: str, tree: Path, owner: str) -> Mach
     machine = Machine(name=name, address=address, suite=suite, base=str(tree), host_key=public, owner=owner)
     machine.save()
     return machine
-
-
-def _write_known_hosts() -> None:
-    """List the host key of every machine: known from its making, so nothing is trusted on first use."""
-    write_file(
-        KNOWN_HOSTS, "".join(f"{machine.address} {machine.host_key}\n" for machine in machines()), 0o600
-    )
 
 
 def _power_on(machine: Machine) -> None:
@@ -265,7 +234,7 @@ def _wait_for_boot(machine: Machine) -> None:
             return False
         command = [
             "ssh",
-            *ssh_options(),
+            *access.ssh_options(),
             "-o",
             "ConnectTimeout=5",
             machine.address,
@@ -337,8 +306,8 @@ def crash(machine: Machine) -> None:
 
 def _clear_leftovers(name: str) -> None:
     """End what a machine without a supervisor may still have running, and remove its control group."""
-    for mount in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
-        group = mount / "pgchroma-machines" / name
+    for parent in network.CONTROL_GROUPS:
+        group = parent / name
         if not (group / "cgroup.kill").exists():
             continue
         (group / "cgroup.kill").write_text("1")
@@ -378,7 +347,7 @@ def remove(name: str, *, owner: str) -> bool:
                 f"when that is over, remove it with `scripts/machine rm {name}`"
             )
         _discard(machine)
-        _write_known_hosts()
+        access.list_host_keys({entry.address: entry.host_key for entry in machines()})
         if not machines():
             network.take_down()
     return True
@@ -404,4 +373,4 @@ def enter(machine: Machine, command: list[str]) -> None:
             f"{machine.name} is {machine.state}: `scripts/machine start {machine.name}` switches it on"
         )
     sys.stdout.flush()
-    os.execvp("ssh", ["ssh", *ssh_options(), machine.address, *command])  # noqa: S606
+    os.execvp("ssh", ["ssh", *access.ssh_options(), machine.address, *command])  # noqa: S606

@@ -14,6 +14,8 @@ GATEWAY = f"{NETWORK}.1"
 AUTOMATIC = range(100, 250)
 TABLE = BRIDGE.replace("-", "_")
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+# Where a host shows the machines' control groups: cgroup v2, or v2 beside v1.
+CONTROL_GROUPS = (Path("/sys/fs/cgroup/pgchroma-machines"), Path("/sys/fs/cgroup/unified/pgchroma-machines"))
 FORWARDING_BEFORE = STATE / "ip_forward.before"
 
 
@@ -96,6 +98,11 @@ def take_down() -> None:
     if _bridge_exists():
         run(["ip", "link", "delete", BRIDGE])
     run(["nft", "-f", "-"], input=f"table ip {TABLE}\ndelete table ip {TABLE}\n")
+    groups = [group for group in CONTROL_GROUPS if group.is_dir()]
+    if any(path.is_dir() for group in groups for path in group.iterdir()):
+        return  # another lab of this computer has machines and needs what is left
+    for group in groups:
+        group.rmdir()
     if FORWARDING_BEFORE.exists():
         FORWARDING.write_text(FORWARDING_BEFORE.read_text())
         FORWARDING_BEFORE.unlink()
