@@ -20,7 +20,7 @@ _BYTES_PER_FLOAT = 4
 
 def is_absent(raw: Raw) -> bool:
     """Whether a body has no embeddings, or null for them."""
-    return memoryview(raw)[:5] in (b"", b"null")
+    return memoryview(raw)[:5].tobytes() in (b"", b"null")
 
 
 def decode(
