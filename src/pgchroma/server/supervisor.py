@@ -151,6 +151,9 @@ class Supervisor(Multiprocess):
         self._was_ready = ready
 
     def _stop(self) -> None:
+        # The workers close theirs, too: who comes now is refused at once instead of waiting for nobody.
+        for listener in self.sockets:
+            listener.close()
         grace = self.config.timeout_graceful_shutdown or 0
         deadline = time.monotonic() + grace + _STOP_MARGIN_SECONDS
         for worker in self._workers:
@@ -164,8 +167,6 @@ class Supervisor(Multiprocess):
                 )
                 worker.process.kill()
                 worker.process.join()
-        for listener in self.sockets:
-            listener.close()
 
     def handle_hup(self) -> None:
         """Ignore SIGHUP: settings are read at start, and a terminal that closes sends it, too."""
