@@ -66,7 +66,11 @@ def read_pickle(path: Path) -> IndexMetadata:
             hint="the file is damaged or was tampered with; restore the folder from a backup, "
             "or migrate with --skip-unreadable to leave the records without a vector behind",
         ) from error
-    fields: dict[str, Any] = content if isinstance(content, dict) else vars(content)
+    fields: dict[str, Any] = {}
+    if isinstance(content, dict):
+        fields = content
+    elif isinstance(content, _PersistentData):
+        fields = vars(content)
     labels = fields.get("id_to_label")
     if not isinstance(labels, dict) or not all(
         isinstance(key, str) and isinstance(label, int) for key, label in labels.items()

@@ -92,7 +92,7 @@ def _is_plain(folder: Path) -> bool:
 
 
 def _backup(folder: Path, copy: Path) -> bool:
-    """Copy the database through SQLite; False where SQLite would have to write to the folder for it."""
+    """Copy the database through SQLite; False where SQLite would have to write to the folder for it, or cannot read it."""
     # A percent sign, question mark or hash in the path would be read as part of the URI.
     uri = f"{(folder / DATABASE).resolve().as_uri()}?mode=ro"
     try:
@@ -101,7 +101,7 @@ def _backup(folder: Path, copy: Path) -> bool:
             contextlib.closing(sqlite3.connect(copy)) as target,
         ):
             source.backup(target)
-    except sqlite3.OperationalError:
+    except sqlite3.DatabaseError:
         copy.unlink(missing_ok=True)
         return False
     return True

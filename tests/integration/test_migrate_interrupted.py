@@ -1,0 +1,231 @@
+"""Whatever is killed, and whenever: a resumed migration has every record once."""
+
+import asyncio
+import json
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from pgchroma.exit_codes import ExitCode
+from pgchroma.store import Store
+from pgchroma.types import Record, RecordBatch
+from support import chroma
+from support.command import Outcome, pgchroma
+
+# Small pages, so that there are many batches to be interrupted between and within.
+_SMALL = "import pgchroma.migrate.chroma.folder as folder; folder.PAGE_RECORDS = 20\n"
+
+_KILL = (
+    _SMALL
+    + """
+import os, signal
+from pgchroma.migrate.sink import StoreSink
+from pgchroma.store import Store
+place, batch, what = {place!r}, {batch}, {signal}
+count = 0
+
+def reached():
+    global count
+    count += 1
+    if count == batch:
+        os.kill(os.getpid(), what)
+
+write, copy_records = StoreSink.write, Store.copy_records
+
+async def instrumented_write(self, *arguments):
+    if place == "before":
+        reached()
+    result = await write(self, *arguments)
+    if place == "after":
+        reached()
+    return result
+
+async def instrumented_copy(self, *arguments):
+    result = await copy_records(self, *arguments)
+    if place == "uncommitted":
+        reached()
+    return result
+
+StoreSink.write, Store.copy_records = instrumented_write, instrumented_copy
+"""
+)
+
+
+_WRITING_APPLICATION = """
+import os, sqlite3
+from pgchroma.migrate.sink import StoreSink
+write = StoreSink.write
+
+async def write_beside_the_application(self, *arguments):
+    with sqlite3.connect(os.environ["FOLDER"] + "/chroma.sqlite3") as database:
+        database.execute("DELETE FROM embeddings WHERE embedding_id = 'plain-1'")
+    database.close()
+    return await write(self, *arguments)
+
+StoreSink.write = write_beside_the_application
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder to move."""
+    return chroma.extract("1.5.9", tmp_path)
+
+
+def interrupted(folder: Path, url: str, place: str, batch: int, number: int = signal.SIGKILL) -> Outcome:
+    return pgchroma(
+        "migrate",
+        "run",
+        folder,
+        "--database-url",
+        url,
+        prelude=_KILL.format(place=place, batch=batch, signal=int(number)),
+    )
+
+
+def resume(url: str, receipt: Path, *more: object) -> Outcome:
+    return pgchroma(
+        "migrate", "resume", "--database-url", url, "--receipt", receipt, "--format", "json", *more
+    )
+
+
+def records(url: str) -> dict[str, list[Record]]:
+    async def read() -> dict[str, list[Record]]:
+        async with await Store.open(url) as store:
+            return {
+                item.path: [record async for page in store.iter_records(item) for record in page]
+                for item in await store.list_collections()
+            }
+
+    return asyncio.run(read())
+
+
+def require_everything_once(url: str) -> None:
+    found = records(url)
+    for path, wanted in chroma.expected("1.5.9").items():
+        assert chroma.differences(found[path], wanted) == []
+
+
+@pytest.mark.parametrize("place", ["before", "uncommitted", "after"])
+@pytest.mark.parametrize("batch", [1, 9, 20])
+def test_killed_and_resumed(folder: Path, database_url: str, tmp_path: Path, place: str, batch: int) -> None:
+    killed = interrupted(folder, database_url, place, batch)
+    assert killed.code == -signal.SIGKILL
+    before = sum(map(len, records(database_url).values()))
+    assert before < 465
+
+    done = resume(database_url, tmp_path / "receipt.json")
+    assert done.code == ExitCode.OK, done.stderr
+    require_everything_once(database_url)
+    receipt = json.loads((tmp_path / "receipt.json").read_text())
+    assert receipt["resumed"] is True
+    assert receipt["result"] == "equal"
+    assert sum(item["written"] for item in receipt["collections"]) == 465
+    # Nothing is left to resume.
+    assert resume(database_url, tmp_path / "again.json").code == ExitCode.REFUSED
+
+
+def test_killed_again_and_again(folder: Path, database_url: str, tmp_path: Path) -> None:
+    assert interrupted(folder, database_url, "uncommitted", 3).code == -signal.SIGKILL
+    for place, batch in (("after", 1), ("uncommitted", 4), ("before", 2), ("after", 5)):
+        prelude = _KILL.format(place=place, batch=batch, signal=int(signal.SIGKILL))
+        again = pgchroma("migrate", "resume", "--database-url", database_url, prelude=prelude)
+        assert again.code == -signal.SIGKILL, again.stderr
+    assert resume(database_url, tmp_path / "receipt.json").code == ExitCode.OK
+    require_everything_once(database_url)
+
+
+def test_sigterm_ends_between_batches_and_says_how_to_go_on(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    stopped = interrupted(folder, database_url, "before", 9, signal.SIGTERM)
+    assert stopped.code == ExitCode.INTERRUPTED
+    assert "pgchroma migrate resume" in stopped.stderr
+    status = pgchroma("migrate", "status", "--database-url", database_url, "--format", "json").json
+    assert {row["phase"] for row in status} == {"planned", "copying", "copied"}
+    assert resume(database_url, tmp_path / "receipt.json").code == ExitCode.OK
+    require_everything_once(database_url)
+
+
+def test_a_second_process_of_the_same_run_writes_nothing_twice(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    assert interrupted(folder, database_url, "after", 3).code == -signal.SIGKILL
+    # While one process is about to write a batch, another finishes the whole migration.
+    overtaken = pgchroma(
+        "migrate",
+        "resume",
+        "--database-url",
+        database_url,
+        prelude=_SMALL
+        + f"""
+import asyncio, sys
+from pgchroma.migrate.sink import StoreSink
+write, overtaken = StoreSink.write, False
+
+async def slow_write(self, *arguments):
+    global overtaken
+    if not overtaken:
+        overtaken = True
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "from pgchroma.cli.main import main; main()", "migrate", "resume",
+            "--database-url", {database_url!r}, "--receipt", {str(tmp_path / "other.json")!r}, stdout=asyncio.subprocess.DEVNULL)
+        assert await other.wait() == 0
+    return await write(self, *arguments)
+
+StoreSink.write = slow_write
+""",
+    )
+    assert overtaken.code == ExitCode.REFUSED, overtaken.stderr
+    assert "another process is working on migration" in overtaken.stderr
+    require_everything_once(database_url)
+
+
+def test_a_source_that_changed_since_is_refused(folder: Path, database_url: str, tmp_path: Path) -> None:
+    interrupted(folder, database_url, "after", 9)
+    with sqlite3.connect(folder / "chroma.sqlite3") as database:
+        database.execute("DELETE FROM embeddings WHERE embedding_id = 'plain-1'")
+    database.close()
+    done = resume(database_url, tmp_path / "receipt.json")
+    assert done.code == ExitCode.SOURCE_CHANGED
+    assert "odd: records was 114, is 113" in done.stderr
+    assert not (tmp_path / "receipt.json").exists()
+
+
+def test_a_source_that_changes_during_the_run_is_told(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    done = pgchroma(
+        "migrate",
+        "run",
+        folder,
+        "--database-url",
+        database_url,
+        "--receipt",
+        tmp_path / "receipt.json",
+        FOLDER=str(folder),
+        prelude=_SMALL + _WRITING_APPLICATION,
+    )
+    assert done.code == ExitCode.SOURCE_CHANGED
+    assert "odd: records was 114, is 113" in done.stderr
+    assert json.loads((tmp_path / "receipt.json").read_text())["result"] == "source-changed"
+    # What was copied is the folder as it was when the migration began.
+    require_everything_once(database_url)
+
+
+def test_a_target_that_others_write_to_is_noticed(folder: Path, database_url: str, tmp_path: Path) -> None:
+    interrupted(folder, database_url, "after", 9)
+
+    async def add() -> None:
+        async with await Store.open(database_url) as store:
+            (handbook,) = [item for item in await store.list_collections() if item.name == "handbook"]
+            rows = [record async for page in store.iter_records(handbook) for record in page][:1]
+            assert rows[0].embedding is not None
+            await store.add(handbook.id, RecordBatch(["stranger"], embeddings=rows[0].embedding[None, :]))
+
+    asyncio.run(add())
+    done = resume(database_url, tmp_path / "receipt.json")
+    assert done.code == ExitCode.REFUSED
+    assert "handbook" in done.stderr

@@ -1,0 +1,50 @@
+"""Running `pgchroma` the way a person, a cron job or a playbook does."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command left."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """The result of a command that was asked for JSON."""
+        return json.loads(self.stdout)
+
+
+def pgchroma(*arguments: object, prelude: str = "", **environment: str) -> Outcome:
+    """Run `pgchroma` in a process of its own.
+
+    Args:
+        prelude: Python that runs first in that process, to break it at a chosen place.
+        environment: variables to set; those of pgchroma that the test run itself has are not passed on.
+    """
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("PGCHROMA_") and key != "DATABASE_URL"
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{prelude}\nfrom pgchroma.cli.main import main\nmain()",
+            *map(str, arguments),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**inherited, **environment},
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
