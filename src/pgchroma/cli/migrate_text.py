@@ -1,5 +1,6 @@
 """How `pgchroma migrate` shows its results to a person; each function returns what draws the given JSON object."""
 
+import itertools
 from typing import Any
 
 from rich.console import Console
@@ -62,6 +63,11 @@ def plan(data: dict[str, Any]) -> output.TextRenderer:
     return draw
 
 
+def _rate(records: int, seconds: float) -> str | None:
+    # Of a few records, the time says how long a connection took and nothing about speed.
+    return f"{records / seconds:,.0f}" if records >= 1000 and seconds else None
+
+
 def _comparison_table(console: Console, collections: list[dict[str, Any]]) -> None:
     console.print(
         output.table(
@@ -73,7 +79,7 @@ def _comparison_table(console: Console, collections: list[dict[str, Any]]) -> No
                     item["records_target"],
                     item["digest_target"][:16],
                     output.status_text("equal" if item["equal"] else f"{item['different']:,} differ"),
-                    f"{item['records_target'] / item['seconds']:,.0f}" if item["seconds"] else "-",
+                    _rate(item["records_target"], item["seconds"]),
                 )
                 for item in collections
             ],
@@ -127,35 +133,26 @@ def status(rows: list[dict[str, Any]]) -> output.TextRenderer:
         if not rows:
             console.print(Text("no migration has run into this database"))
             return
-        console.print(
-            output.table(
-                "",
-                (
-                    "run",
-                    "collection",
-                    "phase",
-                    "records>",
-                    "of>",
-                    "skipped>",
-                    "errors>",
-                    "started",
-                    "completed",
-                ),
-                [
-                    (
-                        row["run_id"],
-                        row["collection"],
-                        output.status_text(row["phase"]),
-                        row["records"],
-                        row["source_records"],
-                        row["skipped"],
-                        row["errors"],
-                        f"{row['started_at']:%Y-%m-%d %H:%M:%S}",
-                        f"{row['completed_at']:%Y-%m-%d %H:%M:%S}" if row["completed_at"] else None,
-                    )
-                    for row in rows
-                ],
+        for run_id, group in itertools.groupby(rows, key=lambda row: row["run_id"]):
+            of_run = list(group)
+            console.print(
+                output.table(
+                    f"{run_id}: {of_run[0]['source']}",
+                    ("collection", "phase", "records>", "of>", "skipped>", "errors>", "started", "completed"),
+                    [
+                        (
+                            row["collection"],
+                            output.status_text(row["phase"]),
+                            row["records"],
+                            row["source_records"],
+                            row["skipped"],
+                            row["errors"],
+                            f"{row['started_at']:%Y-%m-%d %H:%M:%S}",
+                            f"{row['completed_at']:%Y-%m-%d %H:%M:%S}" if row["completed_at"] else None,
+                        )
+                        for row in of_run
+                    ],
+                )
             )
-        )
 
     return draw
