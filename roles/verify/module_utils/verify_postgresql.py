@@ -95,7 +95,7 @@ def judge_pgvector(found: dict[str, Any], database: str, minimum: str, accepted:
     else:
         detail = f"{installed} is older than {minimum}: an HNSW index can be corrupted by parallel builds and by vacuum"
         remedy = f"get pgvector {minimum} or newer from PGDG (pgvector_source: pgdg)"
-        if installed == accepted:
+        if accepted and version_tuple(installed) >= version_tuple(accepted):
             detail += "; accepted in the inventory, so indexes are built by one process and never written to"
             results.append(failed("pgvector.version", "warning", detail, remedy))
         else:
