@@ -21,7 +21,7 @@ from pgchroma.migrate import reverify, runner
 from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.migrate.progress import display
 from pgchroma.migrate.sink import StoreSink
-from pgchroma.store import Store, StoreSettings
+from pgchroma.store import Store, StoreSettings, migrations
 
 Result = TypeVar("Result")
 
@@ -69,6 +69,8 @@ async def _sink(
         password_file=password_file,
         application_name="pgchroma migrate",
     )
+    # A connection of its own says at once, and once, why there is none; the pool would try for a while.
+    await migrations.schema_versions(url, settings)
     async with await Store.open(url, settings) as store:
         await store.check_ready(timeout_seconds=10.0)
         yield store, StoreSink(store, url)
