@@ -1,9 +1,11 @@
 """The contract of everything but records: status codes, error names and bodies, as upstream's Rust server 1.5.9 answers."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from chromadb.api import ClientAPI
+from chromadb.api.types import Schema
 
 from support.api import CHROMA, COLLECTIONS, DATABASE, INVALID, MISSING, NOWHERE, Api, check
 
@@ -222,6 +224,7 @@ def test_collections_that_are_not_there(api: Api, client: ClientAPI) -> None:
         ({}, 200, ""),
         ({"new_name": None, "new_metadata": None}, 200, ""),
         ({"new_metadata": {"a": None, "b": 1}}, 200, ""),
+        ({"new_metadata": {"a": None}}, 200, ""),
         ({"new_configuration": {}}, 200, ""),
         ({"new_configuration": {"hnsw": {"ef_search": 50}}}, 200, ""),
         ({"new_configuration": {"spann": {"ef_search": 50}}}, 200, ""),
@@ -265,3 +268,58 @@ def test_every_answer_has_a_request_id(api: Api) -> None:
     for unusable in ("", "a b", "x" * 200):
         made = api("GET", "/nope", headers={"X-Request-Id": unusable})[2]["x-request-id"]
         assert len(made) == 32
+
+
+DEFAULT_FUNCTION = {"type": "known", "name": "default", "config": {}}
+OTHER_FUNCTION = {"type": "known", "name": "mine", "config": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    ("schema_space", "configuration", "space", "function"),
+    [
+        # A schema that says nothing new leaves the word to the configuration.
+        ("l2", None, "l2", None),
+        ("l2", {"hnsw": {"space": "l2"}, "embedding_function": DEFAULT_FUNCTION}, "l2", DEFAULT_FUNCTION),
+        ("l2", {"hnsw": {"space": "cosine"}}, "cosine", None),
+        ("l2", {"embedding_function": OTHER_FUNCTION}, "l2", OTHER_FUNCTION),
+        # One that does has it, and a configuration of defaults does not contradict.
+        ("cosine", None, "cosine", DEFAULT_FUNCTION),
+        ("cosine", {"hnsw": {"space": "l2", "ef_search": 100}}, "cosine", DEFAULT_FUNCTION),
+        (
+            "cosine",
+            {"hnsw": {"space": "l2"}, "embedding_function": DEFAULT_FUNCTION},
+            "cosine",
+            DEFAULT_FUNCTION,
+        ),
+        ("cosine", {"spann": {"space": "l2"}}, "cosine", DEFAULT_FUNCTION),
+        ("cosine", {"hnsw": {"space": "cosine"}}, None, None),
+        ("cosine", {"hnsw": {"ef_search": 101}}, None, None),
+        ("cosine", {"embedding_function": OTHER_FUNCTION}, None, None),
+    ],
+)
+def test_schema_and_configuration_together(
+    api: Api, client: ClientAPI, schema_space: str, configuration: object, space: str | None, function: object
+) -> None:
+    # As Chroma's client sends it: with its default embedding function, without what it leaves to the server.
+    schema = Schema().serialize_to_json()
+    for part in (schema["defaults"], schema["keys"]["#embedding"]):
+        part["float_list"]["vector_index"]["config"]["space"] = schema_space
+    answer = api("POST", COLLECTIONS, {"name": "both", "schema": schema, "configuration": configuration})
+    if space is None:
+        check(answer, 400, INVALID, "Cannot set both collection config and schema simultaneously")
+        return
+    made = answer[1]["configuration_json"]
+    assert (made["hnsw"]["space"], made["embedding_function"]) == (space, function)
+    vector = answer[1]["schema"]["keys"]["#embedding"]["float_list"]["vector_index"]["config"]
+    assert (vector["space"], vector.get("embedding_function")) == (space, function)
+
+
+def test_get_or_create_survives_a_deletion_by_somebody_else(api: Api, client: ClientAPI) -> None:
+    def race(number: int) -> int:
+        status = api("POST", COLLECTIONS, {"name": "contested", "get_or_create": True})[0]
+        if number % 2:
+            api("DELETE", f"{COLLECTIONS}/contested")
+        return status
+
+    with ThreadPoolExecutor(16) as threads:
+        assert set(threads.map(race, range(200))) == {200}

@@ -32,7 +32,7 @@ def record_columns(
 
 
 def of_collection(metadata: MetadataJson | None, member: str, *, allow_null: bool) -> MetadataPatch | None:
-    """Return a collection's metadata; null values, where allowed, are left out.
+    """Return a collection's metadata.
 
     Raises:
         HttpError: as `record_columns`, and 400 when it is empty.
@@ -41,8 +41,7 @@ def of_collection(metadata: MetadataJson | None, member: str, *, allow_null: boo
         return None
     if not metadata:
         raise bad_request(f"Validation error: {member}: Metadata cannot be empty")
-    checked = _checked(metadata, member, member, None, allow_null=allow_null)
-    return {key: value for key, value in checked.items() if value is not None}
+    return _checked(metadata, member, member, None, allow_null=allow_null)
 
 
 def _checked(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,6 +19,7 @@ from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _DEFAULT_DATABASE_ID = UUID(int=0)
+_CREATE_ATTEMPTS = 20
 
 _COLUMNS = (
     "c.id, c.name, d.tenant, d.name, c.metadata::text, c.metadata_exact, c.configuration::text, c.schema::text, "
@@ -175,22 +177,26 @@ async def create_collection(
     except NotFoundError as error:
         raise InvalidArgumentError(f"Database [{database}] of tenant [{tenant}] does not exist") from error
     stored, exact = codec.encode(metadata) if metadata else (None, None)
-    cursor = await connection.execute(
-        "INSERT INTO pgchroma.collections (id, database_id, name, metadata, metadata_exact, configuration, schema) "
-        "VALUES (%s, %s, %s, %s::jsonb, %s, %s::jsonb, %s::jsonb) ON CONFLICT (database_id, name) DO NOTHING",
-        [
-            collection_id or uuid4(),
-            parent.id,
-            name,
-            stored.decode() if stored else None,
-            exact,
-            codec.encode_document(settled),
-            codec.encode_document(full_schema),
-        ],
-    )
-    if cursor.rowcount == 0 and not get_or_create:
-        raise AlreadyExistsError(f"Collection [{name}] already exists")
-    return await get_collection(connection, tenant, database, name)
+    for _ in range(_CREATE_ATTEMPTS):
+        cursor = await connection.execute(
+            "INSERT INTO pgchroma.collections (id, database_id, name, metadata, metadata_exact, configuration, schema) "
+            "VALUES (%s, %s, %s, %s::jsonb, %s, %s::jsonb, %s::jsonb) ON CONFLICT (database_id, name) DO NOTHING",
+            [
+                collection_id or uuid4(),
+                parent.id,
+                name,
+                stored.decode() if stored else None,
+                exact,
+                codec.encode_document(settled),
+                codec.encode_document(full_schema),
+            ],
+        )
+        if cursor.rowcount == 0 and not get_or_create:
+            raise AlreadyExistsError(f"Collection [{name}] already exists")
+        # Between the two statements somebody may delete the one that was in the way; then it is ours to create.
+        with suppress(NotFoundError):
+            return await get_collection(connection, tenant, database, name)
+    raise NotFoundError(f"Collection [{name}] does not exist")
 
 
 async def _fetch(
@@ -266,7 +272,7 @@ async def modify_collection(
     new_metadata: Mapping[str, Any] | None,
     new_configuration: Mapping[str, Any] | None,
 ) -> None:
-    """Change what is given; metadata is replaced, not merged."""
+    """Change what is given; metadata is replaced, not merged, and null values in it are left out."""
     if new_name is not None:
         _require_name(new_name, "new_name")
     if new_metadata is not None and not new_metadata:
@@ -284,10 +290,11 @@ async def modify_collection(
             [codec.encode_document(settled), codec.encode_document(schema), collection_id],
         )
     if new_metadata is not None:
-        stored, exact = codec.encode(new_metadata)
+        kept = {key: value for key, value in new_metadata.items() if value is not None}
+        stored, exact = codec.encode(kept) if kept else (None, None)
         await connection.execute(
             "UPDATE pgchroma.collections SET metadata = %s::jsonb, metadata_exact = %s WHERE id = %s",
-            [stored.decode(), exact, collection_id],
+            [stored.decode() if stored else None, exact, collection_id],
         )
     if new_name is not None:
         try:

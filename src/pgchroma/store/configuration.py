@@ -25,6 +25,8 @@ _HNSW_DEFAULTS: Json = {
     "sync_threshold": 1000,
     "resize_factor": 1.2,
 }
+# What clients name when the caller chose no embedding function.
+_DEFAULT_FUNCTION: Json = {"type": "known", "name": "default", "config": {}}
 _SHOWN = ("ef_construction", "ef_search", "max_neighbors", "resize_factor", "sync_threshold")
 _UPDATABLE = ("ef_search", "max_neighbors", "num_threads", "resize_factor", "sync_threshold", "batch_size")
 _LEGACY_KEYS = {
@@ -134,6 +136,22 @@ def _vector_configs(schema: Json) -> list[Json]:
     ]
 
 
+def _is_default_schema(schema: Json) -> bool:
+    """Whether a complete schema says no more than the default one; clients put their default embedding function into it."""
+    plain = copy.deepcopy(schema)
+    for config in _vector_configs(plain):
+        if config.get("embedding_function") == _DEFAULT_FUNCTION:
+            del config["embedding_function"]
+    return plain == default_schema()
+
+
+def _is_default_configuration(parameters: Json, embedding_function: object) -> bool:
+    defaults = {"space": "l2", **_HNSW_DEFAULTS}
+    return embedding_function in (None, _DEFAULT_FUNCTION) and all(
+        defaults[name] == value for name, value in parameters.items()
+    )
+
+
 def _check_user_schema(schema: Mapping[str, Any]) -> None:
     for part in ("defaults", "keys"):
         if not isinstance(schema.get(part, {}), Mapping):
@@ -164,9 +182,14 @@ def build(
     full = default_schema()
     if schema:
         _check_user_schema(schema)
-        full = _merge(full, schema)
-        if parameters and full != default_schema():
-            raise InvalidArgumentError("Cannot set both collection config and schema simultaneously")
+        given = _merge(full, schema)
+        if not _is_default_schema(given):
+            # The schema says everything; clients send a configuration of defaults along with it.
+            if not _is_default_configuration(parameters, embedding_function):
+                raise InvalidArgumentError(
+                    "Failed to reconcile schema: Cannot set both collection config and schema simultaneously"
+                )
+            full, parameters, embedding_function = given, {}, None
     for config in _vector_configs(full):
         config.pop("spann", None)
         config["hnsw"] = _merge(_HNSW_DEFAULTS, config.get("hnsw") or {})
