@@ -13,7 +13,7 @@ _VARIABLE = re.compile(r"PGCHROMA_[A-Z_]+")
 def documented() -> dict[str, str]:
     """Return variable -> default of the table in the server's page."""
     page = (ROOT / "docs/CHROMA_SERVER_SETUP.md").read_text()
-    found = {}
+    found: dict[str, str] = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         names = _VARIABLE.findall(cells[0]) if line.startswith("| `PGCHROMA_") else []
