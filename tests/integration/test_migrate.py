@@ -129,6 +129,8 @@ def test_a_collection_in_use_is_refused_by_name(newest: Path, database_url: str,
     assert "default_tenant/default_database/handbook" in again.stderr
     assert "delete or rename it" in again.stderr
     assert not (tmp_path / "two.json").exists()
+    plan = pgchroma("migrate", "plan", newest, "--format", "json", PGCHROMA_DATABASE_URL=database_url)
+    assert (plan.code, plan.json["records"]) == (ExitCode.REFUSED, 465)
     assert {name: len(records) for name, (_, records) in contents(database_url).items()} == {
         name: len(records) for name, (_, records) in before.items()
     }

@@ -82,6 +82,8 @@ def interrupted(folder: Path, url: str, place: str, batch: int, number: int = si
         "--database-url",
         url,
         prelude=_KILL.format(place=place, batch=batch, signal=int(number)),
+        # A killed process leaves its private copy behind; here it goes with the test.
+        TMPDIR=str(folder.parent),
     )
 
 
@@ -131,7 +133,9 @@ def test_killed_again_and_again(folder: Path, database_url: str, tmp_path: Path)
     assert interrupted(folder, database_url, "uncommitted", 3).code == -signal.SIGKILL
     for place, batch in (("after", 1), ("uncommitted", 4), ("before", 2), ("after", 5)):
         prelude = _KILL.format(place=place, batch=batch, signal=int(signal.SIGKILL))
-        again = pgchroma("migrate", "resume", "--database-url", database_url, prelude=prelude)
+        again = pgchroma(
+            "migrate", "resume", "--database-url", database_url, prelude=prelude, TMPDIR=str(tmp_path)
+        )
         assert again.code == -signal.SIGKILL, again.stderr
     assert resume(database_url, tmp_path / "receipt.json").code == ExitCode.OK
     require_everything_once(database_url)

@@ -196,6 +196,24 @@ def test_an_application_that_keeps_writing_is_named_as_the_reason(
     assert "stop the application" in caught.value.hint
 
 
+def test_copies_left_by_killed_processes_are_removed_and_those_in_use_are_not(
+    pristine: Path, tmp_path: Path
+) -> None:
+    left = tmp_path / "pgchroma-snapshot-left"
+    left.mkdir()
+    (left / "in-use").touch()
+    foreign = tmp_path / "pgchroma-snapshot-without-lock"
+    foreign.mkdir()
+    with open_folder(pristine, tmp_path):
+        (used,) = set(tmp_path.iterdir()) - {left, foreign}
+        for folder in (left, foreign, used):
+            os.utime(folder, (0, 0))
+        with open_folder(pristine, tmp_path):
+            assert not left.exists()
+            assert used.exists()
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
 def test_rows_of_dropped_collections_are_not_seen(folder: Path) -> None:
     database = sqlite3.connect(folder / "chroma.sqlite3")
     database.execute(

@@ -53,7 +53,8 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         raise InterruptedMigrationError(
             "stopped before the end",
-            hint="what was committed stands; continue with `pgchroma migrate resume`",
+            hint="what was committed stands; if a run had begun (see `pgchroma migrate status`), continue it with "
+            "`pgchroma migrate resume`",
         ) from error
 
 
@@ -102,17 +103,23 @@ def plan(
     SOURCE is the folder with chroma.sqlite3. With a database named, its collections are checked as well.
     """
 
-    async def work() -> dict[str, Any]:
+    async def work() -> tuple[dict[str, Any], RefusedError | None]:
+        refusal = None
         with open_folder(source, work_folder) as opened, display() as shown:
             total = sum(item.count for item in opened.collections())
             made = plans.make(opened, shown.step("looking through the source", total).advance)
             if database_url:
                 async with _sink(database_url, database_password_file) as (_, sink):
-                    await plans.require_free_targets(opened, sink)
-            return made.as_json()
+                    try:
+                        await plans.require_free_targets(opened, sink)
+                    except RefusedError as error:
+                        refusal = error
+        return made.as_json(), refusal
 
-    found = _run(work())
+    found, refusal = _run(work())
     output.emit(found, fmt, texts.plan(found))
+    if refusal:
+        raise refusal
 
 
 @migrate.command()

@@ -6,6 +6,7 @@ index_metadata.pickle maps the user's ids to labels. Rows are reused after delet
 """
 
 import io
+import mmap
 import pickle
 import struct
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ FILES: Final = (HEADER, DATA, LENGTHS, PICKLE)
 
 _HEADER_FORMAT = struct.Struct("<iQQQQQQiIQQQdQ")
 _PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "PersistentData")
+_SCAN_ROWS = 16_384
 # Chroma divides by the norm in float32, so a stored cosine vector is of unit length up to rounding.
 _UNIT_TOLERANCE = 1e-3
 
@@ -123,6 +125,7 @@ class HnswIndex:
         self.ids = metadata.id_to_label
         self.damage: str | None = None
         self._cosine = cosine
+        self._mapping: mmap.mmap | None = None
         self._elements: NDArray[np.void] | None = None
         self._lengths: NDArray[np.float32] | None = None
         self._labels: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
@@ -155,15 +158,28 @@ class HnswIndex:
                 "itemsize": header.size_per_element,
             }
         )
-        self._elements = np.memmap(data, dtype=element, mode="r", shape=(whole,))
+        with data.open("rb") as file:
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._elements = np.frombuffer(self._mapping, dtype=element, count=whole)
         if self._cosine:
-            self._lengths = np.memmap(folder / LENGTHS, dtype="<f4", mode="r", shape=(whole,))
-        labels = np.array(self._elements["label"], dtype=np.uint64)
+            self._lengths = np.fromfile(folder / LENGTHS, dtype="<f4", count=whole)
+        labels = np.empty(whole, dtype=np.uint64)
+        links = np.empty(whole, dtype=np.uint32)
+        for start in range(0, whole, _SCAN_ROWS):
+            part = slice(start, start + _SCAN_ROWS)
+            labels[part] = self._elements["label"][part]
+            links[part] = self._elements["links"][part]
+            self._release()
         # Bit 0 of the third byte marks a deleted element, whose label may live on in another row.
-        alive = np.flatnonzero((np.array(self._elements["links"]) >> 16) & 1 == 0)
+        alive = np.flatnonzero((links >> 16) & 1 == 0)
         order = np.argsort(labels[alive], kind="stable")
         self._rows = alive[order]
         self._labels = labels[self._rows]
+
+    def _release(self) -> None:
+        # What was read stays in the kernel's cache, but no longer counts as this process's memory.
+        if self._mapping is not None:
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def fetch(self, ids: list[str]) -> tuple[Float32Matrix, NDArray[np.bool_]]:
         """Return (float32 array of shape (len(ids), dimension), which of the rows were found).
@@ -182,6 +198,7 @@ class HnswIndex:
         order = np.argsort(rows, kind="stable")
         stored = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
         stored[order] = self._elements["vector"][rows[order]]
+        self._release()
         if self._lengths is not None:
             # A newer Chroma that took the collection for l2 after an upgrade appends vectors as they are.
             unit = np.abs(np.linalg.norm(stored, axis=1) - 1.0) < _UNIT_TOLERANCE

@@ -5,10 +5,12 @@ is copied with SQLite's backup call, which holds a shared lock only while it cop
 """
 
 import contextlib
+import fcntl
 import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,11 @@ from pgchroma.migrate.chroma import hnsw
 
 DATABASE = "chroma.sqlite3"
 _SIDE_FILES = ("-wal", "-journal")
+
+_PREFIX = "pgchroma-snapshot-"
+_LOCK = "in-use"
+# A copy this young may belong to a process that has not locked it yet.
+_YOUNG_SECONDS = 60.0
 
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.5
@@ -194,7 +201,12 @@ def take(folder: Path, work_folder: Path | None = None) -> Iterator[Snapshot]:
     """
     require_folder(folder)
     try:
-        with tempfile.TemporaryDirectory(prefix="pgchroma-", dir=work_folder) as name:
+        _sweep(Path(work_folder or tempfile.gettempdir()))
+        with (
+            tempfile.TemporaryDirectory(prefix=_PREFIX, dir=work_folder) as name,
+            (Path(name) / _LOCK).open("wb") as lock,
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX)
             _require_room(folder, Path(name))
             snapshot = _take(folder, Path(name))
             try:
@@ -205,6 +217,17 @@ def take(folder: Path, work_folder: Path | None = None) -> Iterator[Snapshot]:
         raise SourceError(
             f"cannot read {error.filename}: {error.strerror}", hint="run as a user that may read the folder"
         ) from error
+
+
+def _sweep(work_folder: Path) -> None:
+    """Remove the copies that killed processes left; a living process holds a lock on its own."""
+    for left in work_folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime < _YOUNG_SECONDS:
+                continue
+            with (left / _LOCK).open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
 
 
 def _require_room(folder: Path, work_folder: Path) -> None:
