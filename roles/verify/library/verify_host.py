@@ -8,7 +8,7 @@ import platform
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.verify_postgresql import check_postgresql
 from ansible.module_utils.verify_report import counts, table
-from ansible.module_utils.verify_server import check_release, check_server
+from ansible.module_utils.verify_server import check_database, check_release, check_server
 from ansible.module_utils.verify_system import check_exposure, check_files, check_service, check_sockets
 
 DOCUMENTATION = """
@@ -51,10 +51,6 @@ options:
     description: What is expected of the server.
     type: dict
     required: true
-  token:
-    description: Bearer token for the server, if it wants one.
-    type: str
-    default: ""
 author:
   - The pgchroma authors
 """
@@ -134,7 +130,6 @@ def argument_spec() -> dict[str, object]:
                 "unit": {"type": "str", "default": "pgchroma.service"},
             },
         },
-        "token": {"type": "str", "no_log": True, "default": ""},
     }
 
 
@@ -150,7 +145,8 @@ def main() -> None:
         checks += check_release(server["install_dir"], server["unit"])
         write = server["round_trip"] and not module.check_mode
         reason = "check mode writes nothing" if module.check_mode else "verify_round_trip is false"
-        checks += check_server(server["url"], server["ca_file"], given["token"], write, reason)
+        checks += check_server(server["install_dir"], server["url"], server["ca_file"], write, reason)
+        checks += check_database(server["install_dir"], given["postgresql"]["enabled"])
     checks += [check_exposure(unit, float(most)) for unit, most in given["exposures"].items()]
     checks.append(check_files(given["files"]))
     module.exit_json(

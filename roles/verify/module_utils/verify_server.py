@@ -1,76 +1,23 @@
-"""Checks of the pgchroma server: the installed release, readiness through the front door, a round trip that leaves nothing behind."""
+"""Checks of the pgchroma server: the installed release here, data path and database by the release's own `pgchroma verify`."""
 
 from __future__ import annotations
 
-import http.client
 import json
+import os
 import ssl
-import urllib.parse
-import uuid
+import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
-from typing import Any
 
 from ansible.module_utils.verify_report import failed, passed, skipped
 from ansible.module_utils.verify_system import unit_properties
 
-BASE = "/api/v2/tenants/default_tenant/databases/default_database/collections"
-SCRATCH_PREFIX = "pgchroma-verify-"
-
-
-class ServerError(Exception):
-    """The server could not be reached, or answered otherwise than it must."""
-
-
-class Client:
-    """The few calls that a check makes, over the standard library, so that hosts need nothing else."""
-
-    def __init__(self, url: str, ca_file: str, token: str, timeout: float = 10) -> None:
-        self.parts = urllib.parse.urlsplit(url)
-        if self.parts.scheme not in ("http", "https") or self.parts.hostname is None:
-            raise ServerError(f"verify_url {url!r} is not of the form http://host:port or https://host:port")
-        self.context = (
-            ssl.create_default_context(cafile=ca_file or None) if self.parts.scheme == "https" else None
-        )
-        self.headers = {"Content-Type": "application/json"}
-        if token:
-            self.headers["Authorization"] = f"Bearer {token}"
-        self.timeout = timeout
-
-    def call(self, method: str, path: str, body: object = None) -> tuple[int, object]:
-        """Return the status and the decoded body (text if it is not JSON) of one request."""
-        host, port = str(self.parts.hostname), self.parts.port
-        connection: http.client.HTTPConnection
-        if self.context is not None:
-            connection = http.client.HTTPSConnection(host, port, timeout=self.timeout, context=self.context)
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=self.timeout)
-        data = None if body is None else json.dumps(body)
-        try:
-            connection.request(method, self.parts.path.rstrip("/") + path, data, self.headers)
-            answer = connection.getresponse()
-            status, raw = answer.status, answer.read().decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"{self.parts.netloc} does not answer: {error}") from error
-        finally:
-            connection.close()
-        try:
-            return status, json.loads(raw)
-        except ValueError:
-            return status, raw
-
-    def must(self, method: str, path: str, body: object = None) -> object:
-        """Return the decoded body of a request that has to succeed."""
-        status, answer = self.call(method, path, body)
-        if not 200 <= status < 300:
-            raise ServerError(f"{method} {path} answered {status}: {answer}")
-        return answer
-
-    def must_object(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        """Return the body of a request that has to succeed with a JSON object."""
-        answer = self.must(method, path, body)
-        if not isinstance(answer, dict):
-            raise ServerError(f"{method} {path} answered {answer!r}, which is not an object")
-        return answer
+SETTINGS = Path("/etc/pgchroma/server.env")
+PASSWORD = Path("/etc/pgchroma/credentials/database_password")
+JOURNAL = "journalctl -u pgchroma -n 50; the body of /api/v2/healthcheck names what is missing"
+# What verify_postgresql checks too, knowing the inventory.
+CHECKED_ON_THE_HOST = {"postgresql-version", "data-checksums", "pgvector-version", "pgvector-updated"}
 
 
 def check_release(install_dir: str, unit: str) -> list[dict[str, str]]:
@@ -98,69 +45,69 @@ def check_release(install_dir: str, unit: str) -> list[dict[str, str]]:
     return [passed("pgchroma.release", "critical", f"{name} is installed, current and running")]
 
 
-def round_trip(client: Client) -> str:
-    """Write, read, search and delete in a collection of its own, which is deleted whatever happens; return what was done."""
-    name = SCRATCH_PREFIX + uuid.uuid4().hex
-    collection = client.must_object(
-        "POST", BASE, {"name": name, "metadata": {"purpose": "verification, deleted at once"}}
-    )
-    records = f"{BASE}/{collection['id']}"
-    vectors = {"x": [1.0, 0.0, 0.0], "y": [0.0, 1.0, 0.0], "z": [0.0, 0.0, 1.0]}
-    try:
-        client.must(
-            "POST",
-            f"{records}/add",
-            {
-                "ids": list(vectors),
-                "embeddings": list(vectors.values()),
-                "documents": [f"document {key} äöü 漢" for key in vectors],
-                "metadatas": [{"axis": key, "number": 1.5} for key in vectors],
-            },
-        )
-        read = client.must_object(
-            "POST", f"{records}/get", {"ids": ["y"], "include": ["documents", "metadatas", "embeddings"]}
-        )
-        expected = {
-            "ids": ["y"],
-            "documents": ["document y äöü 漢"],
-            "metadatas": [{"axis": "y", "number": 1.5}],
-            "embeddings": [vectors["y"]],
-        }
-        for key, value in expected.items():
-            if read.get(key) != value:
-                raise ServerError(f"read {key} {read.get(key)!r}, wrote {value!r}")
-        query = {"query_embeddings": [[0.1, 0.2, 0.9]], "n_results": 1, "include": ["distances"]}
-        nearest = client.must_object("POST", f"{records}/query", query)["ids"]
-        if nearest != [["z"]]:
-            raise ServerError(f"the record nearest to z is {nearest!r}, expected [['z']]")
-        client.must("POST", f"{records}/delete", {"ids": ["y"]})
-        left = client.must("GET", f"{records}/count")
-        if left != 2:
-            raise ServerError(f"{left} records left after deleting 1 of 3")
-    finally:
-        client.must("DELETE", f"{BASE}/{name}")
-    return "3 records written, read back equal, searched, 1 deleted, collection removed"
+def read_settings(text: str) -> dict[str, str]:
+    """Return the settings of /etc/pgchroma/server.env, whose values stand in double quotes."""
+    lines = [line.partition("=") for line in text.splitlines() if line and not line.startswith("#")]
+    return {name: value.strip().strip('"').replace('\\"', '"') for name, _, value in lines}
 
 
-def check_server(url: str, ca_file: str, token: str, write: bool, reason: str) -> list[dict[str, str]]:
-    """Check readiness through the front door and, when ``write``, that data goes in and comes out; else say the reason."""
-    hint = "journalctl -u pgchroma -n 50; the body of /api/v2/healthcheck names what is missing"
-    try:
-        client = Client(url, ca_file, token)
-        status, body = client.call("GET", "/api/v2/healthcheck")
-        if status != 200:
-            raise ServerError(f"{url}/api/v2/healthcheck answered {status}: {body}")
-        version = client.must("GET", "/api/v2/version")
-    except ServerError as error:
-        return [
-            failed("server.ready", "critical", str(error), hint),
-            skipped("server.round_trip", "critical", "the server is not ready"),
-        ]
-    results = [passed("server.ready", "critical", f"{url} is ready and speaks the API of Chroma {version}")]
-    if not write:
-        return [*results, skipped("server.round_trip", "critical", reason)]
-    try:
-        results.append(passed("server.round_trip", "critical", round_trip(client)))
-    except ServerError as error:
-        results.append(failed("server.round_trip", "critical", str(error), hint))
+def translated(prefix: str, text: str) -> list[dict[str, str]]:
+    """Return the checks of `pgchroma verify ... --format json`, their ids under a prefix; ValueError or KeyError if it is none."""
+    results = []
+    for item in json.loads(text)["checks"]:
+        check_id = f"{prefix}.{item['id'].removeprefix(prefix + '-')}"
+        if item["status"] == "ok":
+            results.append(passed(check_id, item["severity"], item["detail"]))
+        else:
+            results.append(failed(check_id, item["severity"], item["detail"], item["hint"]))
     return results
+
+
+def run_verify(install_dir: str, prefix: str, *options: str) -> list[dict[str, str]]:
+    """Run `pgchroma verify <prefix>` of the current release with the server's settings and return its checks."""
+    command = [f"{install_dir}/current/bin/pgchroma", "verify", prefix, "--format", "json", *options]
+    settings = read_settings(SETTINGS.read_text(encoding="utf-8")) if SETTINGS.exists() else {}
+    if PASSWORD.exists():
+        settings["PGCHROMA_DATABASE_PASSWORD_FILE"] = str(PASSWORD)
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, check=False, timeout=120, env=os.environ | settings
+        )
+        return translated(prefix, done.stdout)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [failed(f"{prefix}.checks", "critical", str(error), "run site.yml; it installs the release")]
+    except (ValueError, KeyError):
+        return [
+            failed(f"{prefix}.checks", "critical", done.stderr.strip(), f"run by hand: {' '.join(command)}")
+        ]
+
+
+def check_ready(url: str, ca_file: str) -> dict[str, str]:
+    """Check readiness through the front door, writing nothing."""
+    if not url.startswith(("http://", "https://")):
+        hint = "verify_url must be of the form http://host:port or https://host:port"
+        return failed("server.ready", "critical", f"{url!r} is not a URL of a server", hint)
+    context = ssl.create_default_context(cafile=ca_file or None) if url.startswith("https://") else None
+    try:
+        with urllib.request.urlopen(  # noqa: S310 - the scheme was checked
+            f"{url.rstrip('/')}/api/v2/healthcheck", timeout=10, context=context
+        ) as answer:
+            return passed("server.ready", "critical", f"{url} answers {answer.status}")
+    except urllib.error.HTTPError as error:
+        detail = f"{url} answers {error.code}: {error.read().decode('utf-8', 'replace')}"
+        return failed("server.ready", "critical", detail, JOURNAL)
+    except OSError as error:
+        return failed("server.ready", "critical", f"{url} does not answer: {error}", JOURNAL)
+
+
+def check_server(install_dir: str, url: str, ca_file: str, write: bool, reason: str) -> list[dict[str, str]]:
+    """Check the front door and, when ``write``, that data goes in and comes out; else say the reason why not."""
+    if not write:
+        return [check_ready(url, ca_file), skipped("server.round-trip", "critical", reason)]
+    return run_verify(install_dir, "server", "--url", url, *(["--ca-file", ca_file] if ca_file else []))
+
+
+def check_database(install_dir: str, postgresql_here: bool) -> list[dict[str, str]]:
+    """Check the database as the server sees it: versions, schema, catalog, left-over indexes and migrations."""
+    known = {f"database.{check_id}" for check_id in CHECKED_ON_THE_HOST} if postgresql_here else set()
+    return [item for item in run_verify(install_dir, "database") if item["id"] not in known]
