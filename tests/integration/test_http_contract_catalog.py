@@ -323,3 +323,35 @@ def test_get_or_create_survives_a_deletion_by_somebody_else(api: Api, client: Cl
 
     with ThreadPoolExecutor(16) as threads:
         assert set(threads.map(race, range(200))) == {200}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "hnsw", "expected"),
+    [
+        ({"hnsw:space": "cosine", "hnsw:M": 20}, None, ("cosine", 20, 100)),
+        # Clients send a configuration of defaults although the caller gave none.
+        ({"hnsw:space": "cosine", "hnsw:M": 20}, {"space": "l2"}, ("cosine", 20, 100)),
+        ({"hnsw:space": "cosine", "hnsw:M": 20}, {}, ("cosine", 20, 100)),
+        ({"hnsw:space": "cosine", "hnsw:M": 20}, {"ef_search": 50}, ("l2", 16, 50)),
+        ({"hnsw:space": "ip"}, {"space": "cosine"}, ("cosine", 16, 100)),
+        ({"hnsw:foo": 1}, None, None),
+        ({"hnsw:batch_size": 1}, {"ef_search": 50}, None),
+        ({"hnsw:search_ef": 50.0}, None, None),
+    ],
+)
+def test_legacy_metadata_configures_a_collection(
+    api: Api,
+    client: ClientAPI,
+    metadata: dict[str, object],
+    hnsw: dict[str, object] | None,
+    expected: tuple[str, int, int] | None,
+) -> None:
+    answer = api(
+        "POST", COLLECTIONS, {"name": "legacy", "metadata": metadata, "configuration": {"hnsw": hnsw}}
+    )
+    if expected is None:
+        check(answer, 400, INVALID, "Failed to parse hnsw parameters from segment metadata")
+        return
+    made = answer[1]["configuration_json"]["hnsw"]
+    assert (made["space"], made["max_neighbors"], made["ef_search"]) == expected
+    assert answer[1]["metadata"] == metadata

@@ -25,6 +25,8 @@ _HNSW_DEFAULTS: Json = {
     "sync_threshold": 1000,
     "resize_factor": 1.2,
 }
+_DEFAULTS: Json = {"space": SPACES[0], **_HNSW_DEFAULTS}
+_LEGACY_PROBLEM = "Failed to parse hnsw parameters from segment metadata"
 # What clients name when the caller chose no embedding function.
 _DEFAULT_FUNCTION: Json = {"type": "known", "name": "default", "config": {}}
 _SHOWN = ("ef_construction", "ef_search", "max_neighbors", "resize_factor", "sync_threshold")
@@ -67,22 +69,40 @@ def _validated_parameter(name: str, value: object) -> object:
 
 
 def _hnsw_parameters(configuration: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None) -> Json:
-    """Return what the caller set, from the configuration or, without one, from legacy `hnsw:` metadata."""
-    hnsw = (configuration or {}).get("hnsw")
-    if hnsw is not None:
-        if not isinstance(hnsw, Mapping):
-            raise InvalidArgumentError("configuration.hnsw must be an object")
-        names = {"space", *_HNSW_DEFAULTS}
-        return {
-            name: _validated_parameter(name, value)
-            for name, value in hnsw.items()
-            if name in names and value is not None
-        }
+    """Return what the caller set: by the configuration or, when that says no more than the defaults, by legacy `hnsw:` metadata.
+
+    Clients always send a configuration, even for a caller who only knows the metadata keys.
+    """
+    legacy = _legacy_parameters(metadata or {})
+    hnsw = (configuration or {}).get("hnsw") or {}
+    if not isinstance(hnsw, Mapping):
+        raise InvalidArgumentError("configuration.hnsw must be an object")
+    given = {
+        name: _validated_parameter(name, value)
+        for name, value in hnsw.items()
+        if name in _DEFAULTS and value is not None
+    }
+    return given | legacy if _are_defaults(given) else given
+
+
+def _legacy_parameters(metadata: Mapping[str, Any]) -> Json:
     parameters = {}
-    for key, name in _LEGACY_KEYS.items():
-        if metadata and key in metadata:
-            parameters[name] = _validated_parameter(name, metadata[key])
+    for key, value in metadata.items():
+        if not key.startswith("hnsw:"):
+            continue
+        try:
+            name = _LEGACY_KEYS[key]
+            parameters[name] = _validated_parameter(name, value)
+        except KeyError:
+            known = ", ".join(_LEGACY_KEYS)
+            raise InvalidArgumentError(f"{_LEGACY_PROBLEM}: {key} is not one of {known}") from None
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{_LEGACY_PROBLEM}: {key}: {error}") from error
     return parameters
+
+
+def _are_defaults(parameters: Json) -> bool:
+    return all(_DEFAULTS[name] == value for name, value in parameters.items())
 
 
 def default_schema() -> Json:
@@ -146,10 +166,7 @@ def _is_default_schema(schema: Json) -> bool:
 
 
 def _is_default_configuration(parameters: Json, embedding_function: object) -> bool:
-    defaults = {"space": "l2", **_HNSW_DEFAULTS}
-    return embedding_function in (None, _DEFAULT_FUNCTION) and all(
-        defaults[name] == value for name, value in parameters.items()
-    )
+    return embedding_function in (None, _DEFAULT_FUNCTION) and _are_defaults(parameters)
 
 
 def _check_user_schema(schema: Mapping[str, Any]) -> None:
