@@ -24,7 +24,8 @@ _POINTLESS = 1e15
 
 def _plain_float(value: float) -> msgspec.Raw:
     """Return a float of at least 1e15 as digits with a decimal point, which jsonb keeps and a reader takes for a float."""
-    return msgspec.Raw(f"{Decimal(repr(value)):f}".partition(".")[0].encode() + b".0")
+    digits = f"{Decimal(repr(value)):f}"
+    return msgspec.Raw((digits if "." in digits else digits + ".0").encode())
 
 
 def _needs_care(value: object) -> bool:
