@@ -134,14 +134,23 @@ async def list_databases(
 async def delete_database(connection: Connection, tenant: str, name: str) -> None:
     """Delete a database with all of its collections."""
     database = await get_database(connection, tenant, name)
+    # From here on no collection can be added to it.
+    await connection.execute("SELECT FROM pgchroma.databases WHERE id = %s FOR UPDATE", [database.id])
+    await _drop_collections(connection, sql.SQL("database_id = {}").format(database.id))
+    await connection.execute("DELETE FROM pgchroma.databases WHERE id = %s", [database.id])
+
+
+async def _drop_collections(connection: Connection, condition: sql.Composed) -> int:
+    """Delete collections with their tables and return how many they were."""
+    # RETURNING waits for writers and so knows of tables that they created until now.
     cursor = await connection.execute(
-        "SELECT table_number FROM pgchroma.collections WHERE database_id = %s AND table_number IS NOT NULL FOR UPDATE",
-        [database.id],
+        sql.SQL("DELETE FROM pgchroma.collections WHERE {} RETURNING table_number").format(condition)
     )
     numbers = [row[0] for row in await cursor.fetchall()]
-    await connection.execute("DELETE FROM pgchroma.databases WHERE id = %s", [database.id])
     for number in numbers:
-        await connection.execute(tables.drop(number))
+        if number is not None:
+            await connection.execute(tables.drop(number))
+    return len(numbers)
 
 
 async def ensure_database(connection: Connection, tenant: str, name: str) -> None:
@@ -180,7 +189,7 @@ async def create_collection(
     for _ in range(_CREATE_ATTEMPTS):
         cursor = await connection.execute(
             "INSERT INTO pgchroma.collections (id, database_id, name, metadata, metadata_exact, configuration, schema) "
-            "VALUES (%s, %s, %s, %s::jsonb, %s, %s::jsonb, %s::jsonb) ON CONFLICT (database_id, name) DO NOTHING",
+            "VALUES (%s, %s, %s, %s::jsonb, %s, %s::jsonb, %s::jsonb) ON CONFLICT DO NOTHING",
             [
                 collection_id or uuid4(),
                 parent.id,
@@ -308,23 +317,15 @@ async def modify_collection(
 async def delete_collection(connection: Connection, tenant: str, database: str, name: str) -> None:
     """Delete a collection and its tables."""
     collection = await get_collection(connection, tenant, database, name)
-    cursor = await connection.execute(
-        "DELETE FROM pgchroma.collections WHERE id = %s RETURNING table_number", [collection.id]
-    )
-    row = await cursor.fetchone()
-    if row is None:
+    if not await _drop_collections(connection, sql.SQL("id = {}").format(collection.id)):
         raise NotFoundError(f"Collection [{name}] does not exist")
-    if row[0] is not None:
-        await connection.execute(tables.drop(row[0]))
 
 
 async def reset(connection: Connection) -> None:
     """Delete everything and make the default tenant and database anew."""
-    cursor = await connection.execute(
-        "SELECT table_number FROM pgchroma.collections WHERE table_number IS NOT NULL"
-    )
-    for row in await cursor.fetchall():
-        await connection.execute(tables.drop(row[0]))
+    # From here on no collection can be added to any.
+    await connection.execute("SELECT FROM pgchroma.databases FOR UPDATE")
+    await _drop_collections(connection, sql.SQL("true").format())
     await connection.execute("DELETE FROM pgchroma.databases")
     await connection.execute("DELETE FROM pgchroma.tenants")
     await connection.execute("INSERT INTO pgchroma.tenants (name) VALUES (%s)", [DEFAULT_TENANT])
