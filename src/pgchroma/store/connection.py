@@ -39,6 +39,19 @@ _RACES = (
     psycopg.errors.UniqueViolation,
     # The collection was deleted between looking it up and using its tables; the next look-up says so.
     psycopg.errors.UndefinedTable,
+    # Likewise the database in which a collection was to be created.
+    psycopg.errors.ForeignKeyViolation,
+)
+_UNPREPARED = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.InsufficientPrivilege,
+)
+# To try these again would end the same.
+_HOPELESS = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.InsufficientPrivilege,
 )
 
 
@@ -49,6 +62,7 @@ class Connection(AsyncConnection[Row]):
         super().__init__(pgconn, row_factory)
         self.warnings: list[Diagnostic] = []
         self.ef_search: int | None = None
+        self.knows_vector = False
         self.add_notice_handler(self._remember)
 
     def _remember(self, notice: Diagnostic) -> None:
@@ -111,6 +125,18 @@ async def _configure(connection: Connection) -> None:
         await register_vector_async(connection)
         # Deleted and filtered-out neighbours must not make an answer shorter than asked for.
         await connection.execute("SET hnsw.iterative_scan = strict_order")
+        connection.knows_vector = True
+
+
+def _is_alive(connection: Connection) -> bool:
+    """Whether PostgreSQL has kept the connection open while it lay idle; looks at the socket and asks PostgreSQL nothing."""
+    try:
+        # Twice, because the first look may find only the farewell before the end.
+        for _ in range(2):
+            connection.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def unreachable(error: BaseException) -> DatabaseUnreachableError:
@@ -118,6 +144,14 @@ def unreachable(error: BaseException) -> DatabaseUnreachableError:
     return DatabaseUnreachableError(
         f"PostgreSQL does not answer: {str(error).strip() or type(error).__name__}",
         hint="check that PostgreSQL runs and that PGCHROMA_DATABASE_URL names it",
+    )
+
+
+def unprepared(error: BaseException) -> DatabaseNotReadyError:
+    """Return the error that stands for a missing catalog or missing rights on it."""
+    reason = str(error).strip().partition("\n")[0]
+    return DatabaseNotReadyError(
+        f"the database is not prepared: {reason}", hint="run `pgchroma db upgrade` as the owner"
     )
 
 
@@ -158,21 +192,41 @@ class Database:
     async def connection(self, timeout_seconds: float | None = None) -> AsyncIterator[Connection]:
         """Lend a connection; DatabaseUnreachableError when there is none in time."""
         try:
-            async with self._pool.connection(timeout_seconds) as connection:
-                yield connection
+            connection = await self._lend(timeout_seconds)
         except (PoolTimeout, PoolClosed) as error:
             raise unreachable(error) from error
+        try:
+            async with connection:
+                if not connection.knows_vector:
+                    # It may be older than the extension.
+                    await _configure(connection)
+                yield connection
+        finally:
+            await self._pool.putconn(connection)
+
+    async def _lend(self, timeout_seconds: float | None) -> Connection:
+        connection = await self._pool.getconn(timeout_seconds)
+        # After a restart of PostgreSQL the pool is full of dead connections; a request should not have to try them all.
+        for _ in range(self.settings.pool_size):
+            if _is_alive(connection):
+                break
+            await self._pool.putconn(connection)
+            connection = await self._pool.getconn(timeout_seconds)
+        return connection
 
     async def read(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
-        """Run `work`, which only reads, and once more when the connection was lost under it."""
-        try:
-            return await self._attempt(work)
-        except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as error:
-            logger.info("repeating a read: %s", error)
+        """Run `work`, which only reads, and once more when the connection or a collection's tables were lost under it."""
+        for attempt in (1, 2):
             try:
-                return await self._attempt(work)
-            except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as again:
-                raise unreachable(again) from again
+                async with self.connection() as connection:
+                    return await work(connection)
+            except _HOPELESS as error:
+                raise self._explained(error) from error
+            except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as error:
+                if attempt == 2:
+                    raise self._explained(error) from error
+                logger.info("repeating a read: %s", error)
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def write(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """Run `work` in one transaction; repeat it while it loses races, and on a connection lost before COMMIT was sent.
@@ -192,34 +246,26 @@ class Database:
                     return result
             except _RACES as error:
                 if attempt == MAX_ATTEMPTS:
-                    raise
+                    raise self._explained(error) from error
                 logger.debug("write lost a race, attempt %d: %s", attempt, error)
                 await asyncio.sleep(0.001 * 2**attempt * np.random.default_rng().random())
+            except _HOPELESS as error:
+                raise self._explained(error) from error
             except psycopg.OperationalError as error:
-                if isinstance(error, psycopg.errors.QueryCanceled):
-                    raise InvalidArgumentError(
-                        f"the request took longer than {self.settings.statement_timeout_seconds:g} s and was given up",
-                        hint="send smaller batches or narrower filters",
-                    ) from error
                 if committing or attempt > 2:
-                    raise unreachable(error) from error
+                    raise self._explained(error) from error
                 logger.info("repeating a write after a connection lost before its commit: %s", error)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _attempt(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
-        async with self.connection() as connection:
-            try:
-                return await work(connection)
-            except psycopg.errors.QueryCanceled as error:
-                raise InvalidArgumentError(
-                    f"the request took longer than {self.settings.statement_timeout_seconds:g} s and was given up",
-                    hint="narrow the filter or ask for fewer results",
-                ) from error
-            except (psycopg.errors.InvalidSchemaName, psycopg.errors.InsufficientPrivilege) as error:
-                raise DatabaseNotReadyError(
-                    f"the database is not prepared: {error}".strip(),
-                    hint="run `pgchroma db upgrade` as the owner",
-                ) from error
+    def _explained(self, error: psycopg.Error) -> Exception:
+        if isinstance(error, psycopg.errors.QueryCanceled):
+            return InvalidArgumentError(
+                f"the request took longer than {self.settings.statement_timeout_seconds:g} s and was given up",
+                hint="send smaller batches, narrow the filter or ask for fewer results",
+            )
+        if isinstance(error, _UNPREPARED):
+            return unprepared(error)
+        return unreachable(error) if isinstance(error, psycopg.OperationalError) else error
 
 
 def _require_replicated(warnings: list[Diagnostic]) -> None:

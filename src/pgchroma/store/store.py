@@ -75,6 +75,8 @@ class Store:
         try:
             async with self._database.connection(timeout_seconds) as connection:
                 await migrations.check(connection)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise connections.unprepared(error) from error
         except psycopg.OperationalError as error:
             raise connections.unreachable(error) from error
 
