@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
@@ -19,6 +19,8 @@ from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _DEFAULT_DATABASE_ID = UUID(int=0)
+# A dropped table takes about ten entries of PostgreSQL's lock table, which has room for some 6,400 unless told otherwise.
+_DROPPED_AT_ONCE = 100
 _CREATE_ATTEMPTS = 20
 
 _COLUMNS = (
@@ -136,15 +138,38 @@ async def delete_database(connection: Connection, tenant: str, name: str) -> Non
     database = await get_database(connection, tenant, name)
     # From here on no collection can be added to it.
     await connection.execute("SELECT FROM pgchroma.databases WHERE id = %s FOR UPDATE", [database.id])
-    await _drop_collections(connection, sql.SQL("database_id = {}").format(database.id))
+    await _drop_collections(connection, "database_id = %(id)s", {"id": database.id})
     await connection.execute("DELETE FROM pgchroma.databases WHERE id = %s", [database.id])
 
 
-async def _drop_collections(connection: Connection, condition: sql.Composed) -> int:
+async def drop_some_collections(connection: Connection, tenant: str | None, database: str | None) -> bool:
+    """Delete a portion of the collections of a database, or of all for None, and return whether there were any.
+
+    A transaction each, because PostgreSQL cannot drop thousands of tables in one.
+    """
+    condition = (
+        "id IN (SELECT c.id FROM pgchroma.collections c JOIN pgchroma.databases d ON d.id = c.database_id "
+        "WHERE (%(tenant)s::text IS NULL OR d.tenant = %(tenant)s) AND (%(database)s::text IS NULL OR d.name = %(database)s) "
+        "ORDER BY c.id LIMIT %(limit)s)"
+    )
+    parameters = {
+        "tenant": None if tenant is None else _queryable(tenant),
+        "database": None if database is None else _queryable(database),
+        "limit": _DROPPED_AT_ONCE,
+    }
+    return await _drop_collections(connection, condition, parameters) > 0
+
+
+async def _drop_collections(
+    connection: Connection, condition: LiteralString, parameters: Mapping[str, object]
+) -> int:
     """Delete collections with their tables and return how many they were."""
     # RETURNING waits for writers and so knows of tables that they created until now.
     cursor = await connection.execute(
-        sql.SQL("DELETE FROM pgchroma.collections WHERE {} RETURNING table_number").format(condition)
+        sql.SQL("DELETE FROM pgchroma.collections WHERE {} RETURNING table_number").format(
+            sql.SQL(condition)
+        ),
+        parameters,
     )
     numbers = [row[0] for row in await cursor.fetchall()]
     for number in numbers:
@@ -317,7 +342,7 @@ async def modify_collection(
 async def delete_collection(connection: Connection, tenant: str, database: str, name: str) -> None:
     """Delete a collection and its tables."""
     collection = await get_collection(connection, tenant, database, name)
-    if not await _drop_collections(connection, sql.SQL("id = {}").format(collection.id)):
+    if not await _drop_collections(connection, "id = %(id)s", {"id": collection.id}):
         raise NotFoundError(f"Collection [{name}] does not exist")
 
 
@@ -325,7 +350,7 @@ async def reset(connection: Connection) -> None:
     """Delete everything and make the default tenant and database anew."""
     # From here on no collection can be added to any.
     await connection.execute("SELECT FROM pgchroma.databases FOR UPDATE")
-    await _drop_collections(connection, sql.SQL("true").format())
+    await _drop_collections(connection, "true", {})
     await connection.execute("DELETE FROM pgchroma.databases")
     await connection.execute("DELETE FROM pgchroma.tenants")
     await connection.execute("INSERT INTO pgchroma.tenants (name) VALUES (%s)", [DEFAULT_TENANT])
