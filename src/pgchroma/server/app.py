@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from pgchroma.server import errors, logs
 from pgchroma.server.handlers import Context
@@ -20,6 +21,8 @@ logger = logging.getLogger("pgchroma.server")
 _RETIRED = b"/api/v1/"
 # How long the indexer stays away after it failed; the requests do not need it.
 _INDEXER_PAUSE_SECONDS = 30.0
+# Less than the supervisor waits for a worker beyond the time of its requests.
+_LAST_WORDS_SECONDS = 3.0
 
 
 class Application:
@@ -30,6 +33,7 @@ class Application:
         self._router = Router(ROUTES)
         self._context: Context | None = None
         self._indexer: asyncio.Task[None] | None = None
+        self._requests: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope of ASGI."""
@@ -38,6 +42,10 @@ class Application:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"no such protocol here: {scope['type']}")
+        task = asyncio.current_task()
+        if task is not None:
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)
         response = await self._answer(scope, receive)
         headers = [
             (b"content-type", b"application/json"),
@@ -59,6 +67,11 @@ class Application:
                 raise RuntimeError("a request before the start of the application")
             response = await route.handler(self._context, request)
             scope["body_bytes"] = request.body_bytes
+        except asyncio.CancelledError:
+            # The time granted at a stop is over; nothing follows this answer, so that swallowing the cancellation harms nobody.
+            return errors.response_to(
+                HttpError(503, "ServiceUnavailable", "The server stopped before the request was done")
+            )
         except Exception as error:  # noqa: BLE001 - whatever goes wrong, the client gets an answer and the log the rest
             return errors.response_to(error)
         return response
@@ -74,6 +87,9 @@ class Application:
         gc.freeze()
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        if self._requests:
+            # Cancelled because their time is over; they still take back what they began and tell their clients.
+            await asyncio.wait(self._requests, timeout=_LAST_WORDS_SECONDS)
         if self._indexer is not None:
             self._indexer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
