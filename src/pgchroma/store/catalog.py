@@ -39,16 +39,6 @@ class Database:
     tenant: str
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One vector index: it covers vectors with low < seq <= high."""
-
-    low: int
-    high: int
-    index_name: str
-    rows: int = 0
-
-
 def _require_name(name: str, field: str = "name") -> None:
     if not _NAME.fullmatch(name):
         raise InvalidArgumentError(
@@ -358,15 +348,6 @@ async def reset(connection: Connection) -> None:
         "INSERT INTO pgchroma.databases (id, tenant, name) VALUES (%s, %s, %s)",
         [_DEFAULT_DATABASE_ID, DEFAULT_TENANT, DEFAULT_DATABASE],
     )
-
-
-async def segments(connection: Connection, collection_id: UUID) -> list[Segment]:
-    """Return a collection's vector indexes, oldest vectors first."""
-    cursor = await connection.execute(
-        "SELECT low_seq, high_seq, index_name, row_count FROM pgchroma.index_segments WHERE collection_id = %s ORDER BY high_seq",
-        [collection_id],
-    )
-    return [Segment(*row) for row in await cursor.fetchall()]
 
 
 async def fix_dimension(connection: Connection, collection: Collection, dimension: int) -> Collection:

@@ -16,9 +16,10 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from pgchroma.store import catalog, tables, vectors
-from pgchroma.store.catalog import Segment
+from pgchroma.errors import NotFoundError
+from pgchroma.store import catalog, segments, tables, vectors
 from pgchroma.store.connection import Connection, StoreSettings
+from pgchroma.store.segments import Segment
 from pgchroma.types import Collection
 
 logger = logging.getLogger("pgchroma.indexer")
@@ -66,6 +67,8 @@ class Indexer:
         if not self._settings.parallel_index_builds:
             await connection.execute("SET max_parallel_maintenance_workers = 0")
         await remove_leftovers(connection)
+        # PostgreSQL counts from 0 again after a crash.
+        self._seen.clear()
         while True:
             await self.look(connection)
             await asyncio.sleep(self._settings.indexer_interval_seconds)
@@ -92,12 +95,13 @@ class Indexer:
                 continue
             else:
                 growing = False
-            with suppress(psycopg.errors.UndefinedTable):
+            # Deleted meanwhile: nothing to do.
+            with suppress(psycopg.errors.UndefinedTable, NotFoundError):
                 await self._advance(connection, _Candidate(collection_id, number), growing=growing)
 
     async def _advance(self, connection: Connection, candidate: _Candidate, *, growing: bool) -> None:
-        segments = await catalog.segments(connection, candidate.collection_id)
-        watermark = segments[-1].high if segments else 0
+        found = await segments.load(connection, candidate.collection_id)
+        watermark = segments.watermark(found)
         cursor = await connection.execute(
             sql.SQL("SELECT count(*), max(seq) FROM {} WHERE seq > %s").format(
                 tables.embeddings(candidate.table_number)
@@ -109,27 +113,24 @@ class Indexer:
         minimum = self._settings.index_minimum_rows
         if high is None or rows < minimum or (growing and rows < _PATIENCE * minimum):
             return
-        absorbed = _absorb(segments, rows)
-        low = absorbed[0].low if absorbed else watermark
         collection = await catalog.get_collection_by_id(connection, candidate.collection_id)
-        await build_segment(connection, collection, Segment(low, high, "", rows), absorbed)
+        low = absorb(found, rows)
+        await build_segment(connection, collection, Segment(low, high, "", rows))
 
 
-def _absorb(segments: Sequence[Segment], rows: int) -> list[Segment]:
-    """Return the newest segments that a new one of `rows` should take along: those no more than twice as large."""
-    absorbed: list[Segment] = []
-    for segment in reversed(segments):
+def absorb(found: Sequence[Segment], rows: int) -> int:
+    """Return where a new segment of `rows` should begin: it takes along the newest ones, those no more than twice as large."""
+    low = found[-1].high if found else 0
+    for segment in reversed(found):
         if segment.rows > 2 * rows:
             break
-        absorbed.insert(0, segment)
+        low = segment.low
         rows += segment.rows
-    return absorbed
+    return low
 
 
-async def build_segment(
-    connection: Connection, collection: Collection, segment: Segment, absorbed: Sequence[Segment]
-) -> None:
-    """Build the index of one segment, record it in the place of those it absorbs, then drop theirs."""
+async def build_segment(connection: Connection, collection: Collection, segment: Segment) -> None:
+    """Build the index of one segment, record it in the place of all that begin no earlier, then drop theirs."""
     number = collection.table_number
     if number is None:
         return
@@ -161,17 +162,18 @@ async def build_segment(
     )
     row = await cursor.fetchone()
     async with connection.transaction():
-        await connection.execute(
-            "DELETE FROM pgchroma.index_segments WHERE collection_id = %s AND high_seq = ANY(%s::bigint[])",
-            [collection.id, [old.high for old in absorbed]],
+        cursor = await connection.execute(
+            "DELETE FROM pgchroma.index_segments WHERE collection_id = %s AND low_seq >= %s RETURNING index_name",
+            [collection.id, segment.low],
         )
+        replaced = [name for (name,) in await cursor.fetchall()]
         await connection.execute(
             "INSERT INTO pgchroma.index_segments (collection_id, low_seq, high_seq, index_name, row_count, build_seconds) "
             "SELECT id, %s, %s, %s, %s, %s FROM pgchroma.collections WHERE id = %s",
             [segment.low, segment.high, name, row[0] if row else 0, seconds, collection.id],
         )
-    for old in absorbed:
-        await _drop_index(connection, old.index_name)
+    for old in replaced:
+        await _drop_index(connection, old)
     logger.info(
         "index %s built in %.1f s; the watermark of %s is %d", name, seconds, collection.path, segment.high
     )

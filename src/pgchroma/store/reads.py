@@ -8,9 +8,9 @@ import numpy as np
 from psycopg import sql
 
 from pgchroma.errors import InvalidDimensionError
-from pgchroma.store import catalog, metadata, tables, text, vectors
-from pgchroma.store.catalog import Segment
+from pgchroma.store import catalog, metadata, segments, tables, text, vectors
 from pgchroma.store.connection import Connection, Row
+from pgchroma.store.segments import Segment
 from pgchroma.store.where import Compiler
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, Rows
 
@@ -19,11 +19,13 @@ MAX_EF_SEARCH = 1_000
 
 Parameters = dict[str, Any]
 
+# pgvector computes in float32 and so has no distance between vectors that are as short as 1e-30, unless they are made longer
+# first. It has none to a zero vector, either; Chroma's is 1.
+_COSINE: LiteralString = "coalesce(nullif(embedding <=> %(q)s, 'NaN'), nullif(l2_normalize(embedding) <=> l2_normalize(%(q)s), 'NaN'), 1)"
 # space -> (operator an index serves, the distance as Chroma defines it)
 _OPERATORS: dict[str, tuple[LiteralString, LiteralString]] = {
     "l2": ("<->", "vector_l2_squared_distance(embedding, %(q)s)"),
-    # pgvector has no distance to a zero vector; Chroma's is 1.
-    "cosine": ("<=>", "coalesce(nullif(embedding <=> %(q)s, 'NaN'), 1)"),
+    "cosine": ("<=>", _COSINE),
     "ip": ("<#>", "1 + (embedding <#> %(q)s)"),
 }
 
@@ -172,14 +174,14 @@ async def query(
             f"Collection expecting embedding with dimension of {dimension}, got {embeddings.shape[1]}"
         )
     filtered = selection != Filter()
-    segments = [] if filtered else await catalog.segments(connection, collection_id)
-    if segments:
+    indexed = [] if filtered else await segments.load(connection, collection_id)
+    if indexed:
         await _set_ef_search(connection, collection, n_results)
     answers = []
     for embedding in embeddings:
         # Every record is equally far from a zero vector: no index can help, and none may be asked.
         exact = n_results > MAX_EF_SEARCH or (collection.space == "cosine" and not embedding.any())
-        nearest = _exact(collection, chosen) if filtered else _nearest(collection, [] if exact else segments)
+        nearest = _exact(collection, chosen) if filtered else _nearest(collection, [] if exact else indexed)
         statement = sql.SQL(
             "SELECT {columns}{distance} FROM ({nearest}) AS near JOIN {records} AS record ON record.seq = near.record_seq "
             "{join} ORDER BY near.distance, record.seq"
@@ -203,20 +205,20 @@ def _exact(collection: Collection, chosen: sql.Composed) -> sql.Composed:
     ).format(sql.SQL(_OPERATORS[collection.space][1]), tables.records(number), _join(number), chosen)
 
 
-def _nearest(collection: Collection, segments: Sequence[Segment]) -> sql.Composed:
+def _nearest(collection: Collection, indexed: list[Segment]) -> sql.Composed:
     """Return the k nearest over all vectors: the best of each segment's index and of the tail."""
     table = tables.embeddings(cast("int", collection.table_number))
     operator, distance = (sql.SQL(part) for part in _OPERATORS[collection.space])
-    watermark = segments[-1].high if segments else 0
+    watermark = segments.watermark(indexed)
     branches = [
         # The bounds are literals on purpose: only so does the planner see that the partial index applies.
         sql.SQL(
             "(SELECT record_seq, {} AS distance FROM {} WHERE seq > {} AND seq <= {} "
             "ORDER BY embedding {} %(q)s LIMIT %(k)s)"
         ).format(distance, table, sql.Literal(segment.low), sql.Literal(segment.high), operator)
-        for segment in segments
+        for segment in indexed
     ]
-    if segments and collection.space == "cosine":
+    if indexed and collection.space == "cosine":
         branches.append(
             sql.SQL(
                 "(SELECT record_seq, 1 FROM {} WHERE vector_norm(embedding) = 0 AND seq <= {} ORDER BY seq LIMIT %(k)s)"

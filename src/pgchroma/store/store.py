@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.errors import NotFoundError
-from pgchroma.store import catalog, migrations, reads, tables, writes
+from pgchroma.store import catalog, migrations, reads, segments, tables, writes
 from pgchroma.store import connection as connections
 from pgchroma.store.connection import Connection, StoreSettings
 from pgchroma.store.indexer import Indexer
@@ -295,8 +295,8 @@ class Store:
 async def _status(connection: Connection) -> list[CollectionStatus]:
     found = []
     for collection in await catalog.list_collections(connection, None, None, None, 0):
-        segments = await catalog.segments(connection, collection.id)
-        watermark = segments[-1].high if segments else 0
+        indexed = await segments.load(connection, collection.id)
+        watermark = segments.watermark(indexed)
         rows = tail = size = 0
         if collection.table_number is not None:
             records = tables.records(collection.table_number)
@@ -323,7 +323,7 @@ async def _status(connection: Connection) -> list[CollectionStatus]:
                 collection.dimension,
                 rows,
                 tail,
-                len(segments),
+                len(indexed),
                 watermark,
                 size,
             )
