@@ -1,5 +1,6 @@
 """Counting, getting and querying records."""
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, LiteralString, cast
 from uuid import UUID
@@ -11,13 +12,15 @@ from pgchroma.errors import InvalidDimensionError
 from pgchroma.store import catalog, metadata, segments, tables, text, vectors
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.segments import Segment
-from pgchroma.store.where import Compiler
+from pgchroma.store.where import Compiler, has_pattern
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, Rows
 
 # pgvector's bounds of hnsw.ef_search; above it a query searches exactly.
 MAX_EF_SEARCH = 1_000
 
 Parameters = dict[str, Any]
+
+ONE_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 
 # pgvector computes in float32 and so has no distance between vectors that are as short as 1e-30, unless they are made longer
 # first. It has none to a zero vector, either; Chroma's is 1.
@@ -30,12 +33,24 @@ _OPERATORS: dict[str, tuple[LiteralString, LiteralString]] = {
 }
 
 
+@contextlib.asynccontextmanager
+async def one_snapshot(connection: Connection, selection: Filter) -> AsyncIterator[None]:
+    """Let the statements of the block see the same state of the database, where the filter takes more than one."""
+    if not has_pattern(selection.where, selection.where_document):
+        yield
+        return
+    async with connection.transaction():
+        await connection.execute(ONE_SNAPSHOT)
+        yield
+
+
 async def condition(
     connection: Connection, collection: Collection, selection: Filter
 ) -> tuple[sql.Composed, Parameters]:
     """Return the SQL condition of a filter over `record`, and its parameters.
 
     Regular expressions are run here, over all documents, because PostgreSQL's differ; everything else is left to PostgreSQL.
+    The caller's statement must see the same documents, so it takes `one_snapshot` or the isolation level of that.
     """
     if selection.where is None and selection.where_document is None:
         return _with_ids([], {}, selection)
@@ -136,19 +151,23 @@ async def get(connection: Connection, collection_id: UUID, selection: Filter, in
     """Return the selected records in insertion order."""
     include = Include(include.documents, include.metadatas, include.embeddings, include.uris)
     collection = await catalog.get_collection_by_id(connection, collection_id)
-    chosen, parameters = await condition(connection, collection, selection)
-    if collection.table_number is None or collection.dimension is None:
-        return _rows([], include, 1)
-    query = sql.SQL("SELECT {} FROM {} AS record {} WHERE {} ORDER BY record.seq LIMIT {} OFFSET {}").format(
-        _columns(include),
-        tables.records(collection.table_number),
-        _join(collection.table_number) if include.embeddings else sql.SQL(""),
-        chosen,
-        sql.Placeholder("limit"),
-        sql.Placeholder("offset"),
-    )
-    parameters |= {"limit": selection.limit, "offset": selection.offset}
-    return _rows(await _fetch(connection, query, parameters), include, collection.dimension)
+    async with one_snapshot(connection, selection):
+        chosen, parameters = await condition(connection, collection, selection)
+        if collection.table_number is None or collection.dimension is None:
+            return _rows([], include, 1)
+        query = sql.SQL(
+            "SELECT {} FROM {} AS record {} WHERE {} ORDER BY record.seq LIMIT {} OFFSET {}"
+        ).format(
+            _columns(include),
+            tables.records(collection.table_number),
+            _join(collection.table_number) if include.embeddings else sql.SQL(""),
+            chosen,
+            sql.Placeholder("limit"),
+            sql.Placeholder("offset"),
+        )
+        parameters |= {"limit": selection.limit, "offset": selection.offset}
+        fetched = await _fetch(connection, query, parameters)
+    return _rows(fetched, include, collection.dimension)
 
 
 def _join(number: int) -> sql.Composed:
@@ -165,35 +184,38 @@ async def query(
 ) -> list[Rows]:
     """Return, for each of `embeddings` (shape (q, dimension)), its nearest records, nearest first."""
     collection = await catalog.get_collection_by_id(connection, collection_id)
-    chosen, parameters = await condition(connection, collection, selection)
-    number, dimension = collection.table_number, collection.dimension
-    if number is None or dimension is None:
-        return [_rows([], include, 1) for _ in embeddings]
-    if embeddings.shape[1] != dimension:
-        raise InvalidDimensionError(
-            f"Collection expecting embedding with dimension of {dimension}, got {embeddings.shape[1]}"
-        )
-    filtered = selection != Filter()
-    indexed = [] if filtered else await segments.load(connection, collection_id)
-    if indexed:
-        await _set_ef_search(connection, collection, n_results)
-    answers = []
-    for embedding in embeddings:
-        # Every record is equally far from a zero vector: no index can help, and none may be asked.
-        exact = n_results > MAX_EF_SEARCH or (collection.space == "cosine" and not embedding.any())
-        nearest = _exact(collection, chosen) if filtered else _nearest(collection, [] if exact else indexed)
-        statement = sql.SQL(
-            "SELECT {columns}{distance} FROM ({nearest}) AS near JOIN {records} AS record ON record.seq = near.record_seq "
-            "{join} ORDER BY near.distance, record.seq"
-        ).format(
-            columns=_columns(include),
-            distance=sql.SQL(", near.distance" if include.distances else ""),
-            nearest=nearest,
-            records=tables.records(number),
-            join=_join(number) if include.embeddings else sql.SQL(""),
-        )
-        fetched = await _fetch(connection, statement, {**parameters, "q": embedding, "k": n_results})
-        answers.append(_rows(fetched, include, dimension))
+    async with one_snapshot(connection, selection):
+        chosen, parameters = await condition(connection, collection, selection)
+        number, dimension = collection.table_number, collection.dimension
+        if number is None or dimension is None:
+            return [_rows([], include, 1) for _ in embeddings]
+        if embeddings.shape[1] != dimension:
+            raise InvalidDimensionError(
+                f"Collection expecting embedding with dimension of {dimension}, got {embeddings.shape[1]}"
+            )
+        filtered = selection != Filter()
+        indexed = [] if filtered else await segments.load(connection, collection_id)
+        if indexed:
+            await _set_ef_search(connection, collection, n_results)
+        answers = []
+        for embedding in embeddings:
+            # Every record is equally far from a zero vector: no index can help, and none may be asked.
+            exact = n_results > MAX_EF_SEARCH or (collection.space == "cosine" and not embedding.any())
+            nearest = (
+                _exact(collection, chosen) if filtered else _nearest(collection, [] if exact else indexed)
+            )
+            statement = sql.SQL(
+                "SELECT {columns}{distance} FROM ({nearest}) AS near JOIN {records} AS record ON record.seq = near.record_seq "
+                "{join} ORDER BY near.distance, record.seq"
+            ).format(
+                columns=_columns(include),
+                distance=sql.SQL(", near.distance" if include.distances else ""),
+                nearest=nearest,
+                records=tables.records(number),
+                join=_join(number) if include.embeddings else sql.SQL(""),
+            )
+            fetched = await _fetch(connection, statement, {**parameters, "q": embedding, "k": n_results})
+            answers.append(_rows(fetched, include, dimension))
     return answers
 
 

@@ -4,6 +4,7 @@ The meaning is Chroma's: integers and floats compare by value, booleans and stri
 `$not_contains` are complements and so match records that lack the key; only `$contains` sees the elements of an array.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, LiteralString, cast
 
@@ -15,6 +16,8 @@ from pgchroma.store import configuration, metadata, text
 from pgchroma.store.regex import Regex
 
 MAX_DEPTH = 64
+# A statement may have 65,535 bound values; each condition takes up to three of them.
+MAX_CONDITIONS = 20_000
 
 Condition = sql.Composed
 
@@ -35,6 +38,20 @@ def _invalid(reason: str, clause: str = "where") -> InvalidArgumentError:
 
 def _json(value: object) -> str:
     return metadata.encode({"v": value})[0][len('{"v":') : -1].decode()
+
+
+def has_pattern(*clauses: Mapping[str, Any] | None) -> bool:
+    """Whether the clauses hold a regular expression; they need not be valid."""
+    waiting: list[Any] = list(clauses)
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            if "$regex" in item or "$not_regex" in item:
+                return True
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+    return False
 
 
 def _not(condition: Condition) -> Condition:
@@ -58,6 +75,7 @@ class Compiler:
         self._regex_hits = regex_hits or {}
         self.patterns: dict[str, Regex] = {}
         self.parameters: dict[str, Any] = {}
+        self._conditions = 0
 
     def _sql(self, template: LiteralString, *values: object) -> Condition:
         """Return `template` with a named, bound parameter in the place of each value."""
@@ -86,6 +104,9 @@ class Compiler:
             raise _invalid("expected an object with exactly one key", name)
         key, operand = next(iter(clause.items()))
         if key not in ("$and", "$or"):
+            self._conditions += 1
+            if self._conditions > MAX_CONDITIONS:
+                raise _invalid(f"more than {MAX_CONDITIONS} conditions; $in takes a list of any length", name)
             return leaf(key, operand)
         if not isinstance(operand, list):
             raise _invalid(f"{key} takes a list", name)
@@ -136,12 +157,16 @@ class Compiler:
                 raise _invalid(f"{operator} for key {key!r} takes a non-empty list")
             if any(not isinstance(item, str | int | float | bool) for item in value):
                 raise _invalid(f"{operator} for key {key!r} takes strings, numbers or booleans")
+            if not all(map(_is_finite, value)):
+                raise _invalid(f"{operator} for key {key!r} takes finite numbers")
             kinds = {configuration.value_type(item) for item in value}
             if len(kinds) > 1:
                 raise _invalid(f"{operator} for key {key!r} mixes types")
             return kinds.pop()
         if not isinstance(value, str | int | float | bool):
             raise _invalid(f"{operator} for key {key!r} takes a string, number or boolean")
+        if not _is_finite(value):
+            raise _invalid(f"{operator} for key {key!r} takes a finite number")
         if operator in _ORDER and (isinstance(value, str | bool)):
             raise _invalid(f"{operator} for key {key!r} takes a number")
         return configuration.value_type(value)
@@ -158,6 +183,10 @@ class Compiler:
                 self.patterns[value] = Regex(value)
             condition = self._sql("record.seq = ANY({}::bigint[])", list(self._regex_hits.get(value, ())))
         return _not(condition) if "not" in operator else condition
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _object(key: str, value: object) -> str:
