@@ -17,6 +17,7 @@ from psycopg import sql
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
 from pgchroma.store import catalog, configuration, metadata, reads, tables, text, vectors
 from pgchroma.store.connection import Connection
+from pgchroma.store.where import has_pattern
 from pgchroma.types import Collection, Filter, Float32Matrix, Record, RecordBatch
 
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
@@ -81,12 +82,12 @@ def _check(batch: RecordBatch, *, embeddings_required: bool) -> None:
     if any(not record_id for record_id in batch.ids):
         raise InvalidArgumentError("Empty ID, ID must have at least one character")
     embeddings = batch.embeddings
+    rows = range(count) if batch.embedding_rows is None else batch.embedding_rows
+    if embeddings_required and (embeddings is None or len(rows) < count):
+        raise InvalidArgumentError("Embeddings are required")
     if embeddings is None:
-        if embeddings_required:
-            raise InvalidArgumentError("Embeddings are required")
         return
-    expected = count if batch.embedding_rows is None else len(batch.embedding_rows)
-    if embeddings.ndim != 2 or embeddings.shape[0] != expected:
+    if embeddings.ndim != 2 or embeddings.shape[0] != len(rows):
         raise InvalidArgumentError("Inconsistent number of IDs, embeddings, documents, URIs and metadatas")
     if not 1 <= embeddings.shape[1] <= vectors.MAX_DIMENSION:
         raise InvalidArgumentError(
@@ -174,6 +175,9 @@ async def update(connection: Connection, collection_id: UUID, batch: RecordBatch
 
 async def delete(connection: Connection, collection_id: UUID, selection: Filter) -> int:
     """Delete what the filter selects, the first in insertion order where it has a limit; return how many that were."""
+    if has_pattern(selection.where, selection.where_document):
+        # Documents that change after they were matched must not be deleted: a race, which `Database.write` runs again.
+        await connection.execute(reads.ONE_SNAPSHOT)
     collection = await catalog.get_collection_by_id(connection, collection_id)
     if collection.table_number is None:
         # Wrong filters are refused on an empty collection, too.
@@ -206,9 +210,12 @@ async def copy_records(connection: Connection, collection: Collection, records: 
             _Change(key, full, row, record.document, record.uri, dict(record.metadata or {}) or None)
         )
     await _discover(connection, collection, [change.patch for change in changes])
-    matrix = np.stack([record.embedding for record in records if record.embedding is not None])
-    if len(matrix) != len(records):
+    embeddings = [record.embedding for record in records if record.embedding is not None]
+    if len(embeddings) != len(records):
         raise InvalidArgumentError("every record needs an embedding")
+    if not embeddings:
+        return 0
+    matrix = np.stack(embeddings)
     require_dimension(collection, int(matrix.shape[1]))
     await _insert(connection, collection, changes, matrix)
     return len(records)
