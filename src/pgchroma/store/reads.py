@@ -266,7 +266,12 @@ async def _set_ef_search(connection: Connection, collection: Collection, n_resul
 async def iter_records(
     connection: Connection, collection: Collection, after_seq: int, page: int
 ) -> AsyncIterator[list[Record]]:
-    """Yield whole records in insertion order, `page` at a time, starting after `after_seq`."""
+    """Yield whole records in insertion order, `page` at a time, starting after `after_seq`.
+
+    Each page shows the state of its moment: what is written meanwhile may be in it or not.
+    """
+    # The caller's copy may be older than the first write.
+    collection = await catalog.get_collection_by_id(connection, collection.id)
     if collection.table_number is None or collection.dimension is None:
         return
     include = Include(documents=True, metadatas=True, embeddings=True, uris=True)

@@ -282,10 +282,13 @@ class Store:
     async def iter_records(
         self, collection: Collection, after_seq: int = 0, page: int = 2_000
     ) -> AsyncIterator[list[Record]]:
-        """Yield whole records in insertion order, `page` at a time."""
-        async with self._database.connection() as connection:
-            async for records in reads.iter_records(connection, collection, after_seq, page):
-                yield records
+        """Yield whole records in insertion order, `page` at a time; NotFoundError."""
+        try:
+            async with self._database.connection() as connection:
+                async for records in reads.iter_records(connection, collection, after_seq, page):
+                    yield records
+        except psycopg.OperationalError as error:
+            raise connections.unreachable(error) from error
 
     async def status(self) -> list[CollectionStatus]:
         """Return every collection with its rows, tail and indexes."""
