@@ -145,9 +145,7 @@ class Compiler:
         condition = self._sql("metadata @> {}::jsonb", _object(column, [value]))
         if kind in ("int", "float"):
             # jsonb takes 2 and 2.0 for equal; floats are always stored with a decimal point, so the text tells them apart.
-            has_point = self._sql(
-                "(strpos(metadata -> {}::text ->> 0, '.') > 0) = {}", column, kind == "float"
-            )
+            has_point = self._sql("(strpos(metadata ->> {}::text, '.') > 0) = {}", column, kind == "float")
             condition = sql.SQL("({} AND {})").format(condition, has_point)
         return condition if operator == "$contains" else _not(condition)
 
