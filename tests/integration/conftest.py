@@ -1,6 +1,6 @@
 """Fixtures of the integration tests."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import chromadb
 import pytest
@@ -8,6 +8,7 @@ from chromadb.api import ClientAPI
 from chromadb.config import Settings
 
 from pgchroma.server.embedded import EmbeddedPostgres, temporary_postgres
+from pgchroma.store import Store
 from support.api import COLLECTIONS, Api
 from support.postgres import Databases
 from support.server import ServerProcess, running_server
@@ -38,6 +39,19 @@ def module_database_url(databases: Databases) -> Iterator[str]:
     """A fresh database with the current schema, shared by the tests of a module."""
     with databases.fresh() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What runs the tests marked `anyio`."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    """A store over a fresh database, for this test alone."""
+    async with await Store.open(database_url) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
