@@ -48,9 +48,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[Store]:
-    """A store over a fresh database, for this test alone."""
-    async with await Store.open(database_url) as opened:
+async def store(module_database_url: str) -> AsyncIterator[Store]:
+    """A store over a database shared by the tests of a module, which make collections of their own."""
+    async with await Store.open(module_database_url) as opened:
         yield opened
 
 

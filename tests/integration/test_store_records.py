@@ -131,7 +131,7 @@ async def test_a_new_value_replaces_one_that_jsonb_cannot_hold(store: Store) -> 
     assert same(second, {"k": math.nan, "other": math.inf})
 
 
-async def test_deleting_with_a_limit_takes_the_first_inserted(store: Store, database_url: str) -> None:
+async def test_deleting_with_a_limit_takes_the_first_inserted(store: Store, module_database_url: str) -> None:
     collection = await make(store)
     await store.add(collection.id, batch(list("edcba"), metadatas=[{"k": number % 2} for number in range(5)]))
     assert await store.delete(collection.id, Filter(where={"k": 0}, limit=2)) == 2
@@ -139,7 +139,7 @@ async def test_deleting_with_a_limit_takes_the_first_inserted(store: Store, data
     assert await store.delete(collection.id, Filter(where={"k": 1}, limit=0)) == 0
     assert await store.delete(collection.id, Filter(ids=["a", "d", "nope"], where={"k": 1})) == 1
     assert await ids(store, collection) == ["b", "a"]
-    require_whole(database_url)
+    require_whole(module_database_url)
 
 
 @pytest.mark.parametrize("clause", [{"$regex": "^a"}, {"$not_regex": "^a"}])

@@ -1,6 +1,7 @@
 """Working with a store in tests: short ways to write and read, and what must be true of its tables whatever happened."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ ONLY_IDS = Include()
 
 Result = TypeVar("Result")
 
+_numbers = itertools.count(1)
+
 
 async def eventually(
     what: str, condition: Callable[[], Awaitable[Result | None]], *, seconds: float = 30.0
@@ -46,10 +49,13 @@ async def eventually(
             continue
 
 
-async def make(store: Store, name: str = "records", **hnsw: object) -> Collection:
+async def make(store: Store, name: str | None = None, **hnsw: object) -> Collection:
     """Create a collection in the default database; keywords are settings of its index, e.g. `space`."""
     return await store.create_collection(
-        DEFAULT_TENANT, DEFAULT_DATABASE, name, configuration={"hnsw": hnsw} if hnsw else None
+        DEFAULT_TENANT,
+        DEFAULT_DATABASE,
+        name or f"records-{next(_numbers)}",
+        configuration={"hnsw": hnsw} if hnsw else None,
     )
 
 
