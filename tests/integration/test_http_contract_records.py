@@ -205,6 +205,10 @@ def test_query(api: Api, records: str) -> None:
     assert api("POST", path, {"query_embeddings": [[1, 2]], "n_results": 0})[1]["documents"] == [[]]
     assert api("POST", path, {"query_embeddings": [[1, 2]], "ids": ["b", "nope"]})[1]["ids"] == [["b"]]
     assert api("POST", path, {"query_embeddings": [[1, 2]], "ids": []})[1]["distances"] == [[]]
+    unknown = {"query_embeddings": [[1, 2]], "ids": ["nope"]}
+    check(api("POST", path, unknown), 400, INVALID, "Error finding id")
+    assert api("POST", path, {**unknown, "n_results": 0})[1]["ids"] == [[]]
+    assert api("POST", path, {**unknown, "where": {"k": 1}})[1]["ids"] == [[]]
     check(api("POST", path, {}), 422, CHROMA, "query_embeddings")
     check(api("POST", path, {"query_embeddings": [None]}), 422, CHROMA, "query_embeddings")
     check(api("POST", path, {"query_embeddings": [[1]]}), 400, INVALID, "dimension of 2, got 1")
