@@ -41,7 +41,11 @@ _RACES = (
     psycopg.errors.UndefinedTable,
     # Likewise the database in which a collection was to be created.
     psycopg.errors.ForeignKeyViolation,
+    # "tuple concurrently updated", "could not open relation": tables dropped while an index of theirs is built.
+    psycopg.errors.InternalError_,
 )
+# A read meets only these: what it looks at was dropped under it.
+_VANISHED = (psycopg.errors.UndefinedTable, psycopg.errors.InternalError_)
 _UNPREPARED = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.InvalidSchemaName,
@@ -222,7 +226,7 @@ class Database:
                     return await work(connection)
             except _HOPELESS as error:
                 raise self._explained(error) from error
-            except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as error:
+            except (psycopg.OperationalError, *_VANISHED) as error:
                 if attempt == 2:
                     raise self._explained(error) from error
                 logger.info("repeating a read: %s", error)
