@@ -1,0 +1,381 @@
+"""The background indexer: segments, the watermark, and queries before, during and after."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import numpy as np
+import pytest
+
+from pgchroma.store import Store, StoreSettings, indexer, segments
+from pgchroma.store.connection import Connection
+from pgchroma.store.segments import Segment
+from pgchroma.types import Collection, Filter, Float32Matrix, Include, RecordBatch
+from support.distances import distances
+from support.postgres import Databases
+from support.store import eventually, execute, ids, make, nearest, require_whole
+
+pytestmark = pytest.mark.anyio
+MINIMUM = 100
+SETTINGS = StoreSettings(pool_size=4, index_minimum_rows=MINIMUM, indexer_interval_seconds=0.02)
+DIMENSION = 24
+
+
+@pytest.fixture
+def database_url(databases: Databases) -> Iterator[str]:
+    with databases.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    async with await Store.open(database_url, SETTINGS) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def indexing(store: Store) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(store.run_indexer())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def points(count: int, seed: int = 0) -> Float32Matrix:
+    """Return points around some centres, as embeddings are."""
+    order = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((20, DIMENSION))
+    return (centres[order.integers(0, 20, count)] + 0.5 * order.standard_normal((count, DIMENSION))).astype(
+        np.float32
+    )
+
+
+async def fill(
+    store: Store, collection: Collection, embeddings: Float32Matrix, prefix: str = ""
+) -> list[str]:
+    names = [f"{prefix}{number}" for number in range(len(embeddings))]
+    await store.add(collection.id, RecordBatch(names, embeddings))
+    return names
+
+
+async def segments_of(database_url: str, collection: Collection) -> list[Segment]:
+    async with await Connection.connect(database_url) as connection:
+        return await segments.load(connection, collection.id)
+
+
+async def indexed(store: Store, collection: Collection, tail: int = 0) -> bool:
+    (status,) = [status for status in await store.status() if status.id == collection.id]
+    return status.tail_rows <= tail and status.segments > 0
+
+
+async def until_indexed(store: Store, collection: Collection, tail: int = 0) -> None:
+    async def is_indexed() -> bool:
+        return await indexed(store, collection, tail)
+
+    async with indexing(store):
+        await eventually("the tail to be indexed", is_indexed)
+
+
+async def recall(store: Store, collection: Collection, embeddings: Float32Matrix, names: list[str]) -> float:
+    """Return recall@10 over 20 queries, each of which must have ten results in ascending order."""
+    queries = points(20, seed=5)
+    hits = 0
+    for query, rows in zip(
+        queries, await store.query(collection.id, queries, 10, Filter(), Include(distances=True)), strict=True
+    ):
+        assert len(rows.ids) == 10
+        assert rows.distances is not None
+        assert (np.diff(rows.distances) >= 0).all()
+        best = np.argsort(distances(collection.space, embeddings, query), kind="stable")[:10]
+        hits += len({names[number] for number in best} & set(rows.ids))
+    return hits / 200
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
+async def test_queries_are_as_good_before_during_and_after_indexing(store: Store, space: str) -> None:
+    collection = await make(store, space=space)
+    embeddings = points(3000)
+    names = await fill(store, collection, embeddings)
+    assert await recall(store, collection, embeddings, names) == 1.0
+    during = []
+    async with indexing(store):
+        while not await indexed(store, collection):
+            during.append(await recall(store, collection, embeddings, names))
+    assert min(during, default=1.0) >= 0.95
+    assert await recall(store, collection, embeddings, names) >= 0.95
+    more = points(50, seed=1)
+    names += await fill(store, collection, more, "more-")
+    assert not await indexed(store, collection)
+    assert await recall(store, collection, np.concatenate([embeddings, more]), names) >= 0.95
+
+
+async def test_a_query_uses_the_index_of_every_segment_and_never_reads_the_whole_table(
+    database_url: str,
+) -> None:
+    # PostgreSQL has counted what a connection did when that is closed, so writing and reading have stores of their own.
+    async with await Store.open(database_url, SETTINGS) as store:
+        # With little to search in an index PostgreSQL prefers it to comparing with a few thousand vectors.
+        collection = await make(store, ef_search=10)
+        # The second segment is too small to take the first one along.
+        for prefix, count in (("a", 2500), ("b", 1200)):
+            await fill(store, collection, points(count), prefix)
+            await until_indexed(store, collection)
+        await fill(store, collection, points(20), "tail")
+    found = await segments_of(database_url, collection)
+    assert len(found) == 2
+    names = ", ".join(f"'{segment.index_name}'" for segment in found)
+    table_reads = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'v1'"
+
+    async def nobody_else() -> bool:
+        others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        return not execute(database_url, others)
+
+    await eventually("the writers' connections to end", nobody_else)
+    before = execute(database_url, table_reads)
+    async with await Store.open(database_url, SETTINGS) as store:
+        # More often than the five times after which the statement is prepared and a plan may be kept.
+        for query in points(30):
+            await nearest(store, collection, query.tolist(), 10)
+    await eventually("the readers' connections to end", nobody_else)
+    used = f"SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname IN ({names})"  # noqa: S608
+    assert execute(database_url, used) == [(30,), (30,)]
+    assert execute(database_url, table_reads) == before
+
+
+async def test_new_rows_become_segments_that_merge(store: Store, database_url: str) -> None:
+    collection = await make(store)
+    highs, counts = [0], []
+    for number in range(8):
+        await fill(store, collection, points(MINIMUM, seed=number), f"{number}-")
+        await until_indexed(store, collection)
+        found = await segments_of(database_url, collection)
+        highs.append(segments.watermark(found))
+        counts.append(len(found))
+        assert [segment.low for segment in found] == [0, *(segment.high for segment in found[:-1])]
+        assert sum(segment.rows for segment in found) == MINIMUM * (number + 1)
+    assert highs == sorted(set(highs))
+    assert max(counts) <= 3
+    names = execute(
+        database_url,
+        "SELECT c.relname FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw'",
+    )
+    assert {name for (name,) in names} == {segment.index_name for segment in found}
+
+
+async def test_a_short_tail_is_left_alone(store: Store, database_url: str) -> None:
+    collection, other = await make(store), await make(store)
+    await fill(store, collection, points(MINIMUM - 1))
+    await fill(store, other, points(MINIMUM))
+    await until_indexed(store, other)
+    assert await segments_of(database_url, collection) == []
+
+
+async def test_what_is_too_long_for_an_index_is_searched_exactly(store: Store, database_url: str) -> None:
+    wide, other = await make(store), await make(store)
+    embeddings = np.random.default_rng(0).standard_normal((MINIMUM, 2001)).astype(np.float32)
+    await fill(store, wide, embeddings)
+    await fill(store, other, points(MINIMUM))
+    await until_indexed(store, other)
+    assert await segments_of(database_url, wide) == []
+    (rows,) = await store.query(wide.id, embeddings[7:8], 1, Filter(), Include())
+    assert rows.ids == ["7"]
+
+
+async def test_a_changed_embedding_is_found_at_its_new_place_only(store: Store, database_url: str) -> None:
+    collection = await make(store)
+    embeddings = points(400)
+    names = await fill(store, collection, embeddings)
+    await until_indexed(store, collection)
+    far = np.full((1, DIMENSION), 50, np.float32)
+    await store.update(collection.id, RecordBatch(["7"], far))
+    await store.update(collection.id, RecordBatch(["8"], documents=["only the text"]))
+    (status,) = await store.status()
+    assert status.tail_rows == 1
+    assert (await nearest(store, collection, far[0].tolist(), 1))[0] == ["7"]
+    assert "7" not in (await nearest(store, collection, embeddings[7].tolist(), 10))[0]
+    everything, _ = await nearest(store, collection, embeddings[7].tolist(), 400)
+    assert sorted(everything) == sorted(names)
+    require_whole(database_url)
+
+
+async def test_deleted_rows_do_not_make_answers_shorter(store: Store) -> None:
+    collection = await make(store)
+    embeddings = points(3000)
+    names = await fill(store, collection, embeddings)
+    await until_indexed(store, collection)
+    query = points(1, seed=8)[0]
+    order = np.argsort(distances("l2", embeddings, query))
+    await store.delete(collection.id, Filter(ids=[names[number] for number in order[:2000]]))
+    found, _ = await nearest(store, collection, query.tolist(), 10)
+    kept = [names[number] for number in order[2000:]]
+    assert len(found) == 10
+    assert not set(found) - set(kept)
+    assert len(set(found) & set(kept[:10])) >= 9
+
+
+async def test_zero_vectors_are_found_in_an_indexed_cosine_collection(store: Store) -> None:
+    collection = await make(store, space="cosine")
+    embeddings = points(300)
+    embeddings[[3, 200]] = 0
+    names = await fill(store, collection, embeddings)
+    await until_indexed(store, collection)
+    found, values = await nearest(store, collection, points(1)[0].tolist(), 300)
+    assert sorted(found) == sorted(names)
+    assert [value for name, value in zip(found, values, strict=True) if name in ("3", "200")] == [1, 1]
+    opposite = -embeddings[:1].repeat(300, axis=0) * np.linspace(1, 2, 300, dtype=np.float32)[:, None]
+    other = await make(store, space="cosine")
+    opposite[5] = 0
+    await fill(store, other, opposite)
+    await until_indexed(store, other)
+    assert (await nearest(store, other, embeddings[0].tolist(), 1)) == (["5"], [1])
+    found, values = await nearest(store, collection, [0] * DIMENSION, 10)
+    assert (found, values) == (names[:10], [1] * 10)
+
+
+async def test_more_results_than_an_index_can_give_are_searched_exactly(store: Store) -> None:
+    collection = await make(store)
+    names = await fill(store, collection, points(1200))
+    await until_indexed(store, collection)
+    assert sorted((await nearest(store, collection, [0] * DIMENSION, 1100))[0]) != sorted(names)
+    assert sorted((await nearest(store, collection, [0] * DIMENSION, 5000))[0]) == sorted(names)
+
+
+async def test_what_a_crashed_build_left_is_removed(store: Store, database_url: str) -> None:
+    collection = await make(store)
+    names = await fill(store, collection, points(300))
+    await until_indexed(store, collection)
+    number = (await store.get_collection_by_id(collection.id)).table_number
+    (known,) = await segments_of(database_url, collection)
+    for statement in (  # what an interrupted CREATE and an interrupted DROP INDEX CONCURRENTLY leave
+        f"CREATE INDEX left_over ON pgchroma_data.v{number} USING hnsw (embedding vector_l2_ops)",
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'pgchroma_data.{known.index_name}'::regclass",  # noqa: S608
+    ):
+        execute(database_url, statement)
+    async with await Connection.connect(database_url, autocommit=True) as connection:
+        await indexer.remove_leftovers(connection)
+    assert execute(database_url, "SELECT FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw'") == []  # fmt: skip
+    assert await segments_of(database_url, collection) == []
+    assert sorted((await nearest(store, collection, [0] * DIMENSION, 300))[0]) == sorted(names)
+    await until_indexed(store, collection)
+
+
+async def test_nothing_is_lost_with_the_index_in_the_middle(store: Store, database_url: str) -> None:
+    collection = await make(store)
+    names = []
+    for prefix, count in (("a", 1701), ("b", 700), ("c", 150)):
+        names += await fill(store, collection, points(count), prefix)
+        await until_indexed(store, collection)
+    found = await segments_of(database_url, collection)
+    assert len(found) == 3
+    execute(database_url, f"DELETE FROM pgchroma.index_segments WHERE index_name = '{found[1].index_name}'")  # noqa: S608
+    assert await segments_of(database_url, collection) == found[:1]
+    for prefix, count in (("a", 1701), ("b", 700), ("c", 150)):
+        answer, _ = await nearest(store, collection, points(count)[5].tolist(), 1)
+        assert answer == [f"{prefix}5"]
+    await until_indexed(store, collection)
+    assert execute(database_url, "SELECT count(*) FROM pgchroma.index_segments") == [(2,)]
+    assert await ids(store, collection) == names
+
+
+async def test_one_process_at_a_time_builds(store: Store, database_url: str) -> None:
+    collection = await make(store)
+    await fill(store, collection, points(300))
+    async with indexing(store) as first, indexing(store) as second:
+
+        async def built() -> bool:
+            return await indexed(store, collection)
+
+        await eventually("the tail to be indexed", built)
+        held = execute(
+            database_url,
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 1885825400 AND granted",
+        )
+        assert held == [(1,)]
+        assert not first.done()
+        assert not second.done()
+
+
+async def test_the_indexer_takes_over_and_goes_on_when_its_connection_is_cut(
+    store: Store, database_url: str
+) -> None:
+    collection = await make(store)
+    async with indexing(store), indexing(store):
+        for number in range(3):
+            await fill(store, collection, points(300, seed=number), f"{number}-")
+
+            async def built() -> bool:
+                return await indexed(store, collection)
+
+            await eventually("the tail to be indexed", built)
+            execute(
+                database_url,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgchroma-indexer' "
+                "AND datname = current_database()",
+            )
+
+
+async def test_a_collection_deleted_under_the_indexer_does_not_stop_it(
+    store: Store, database_url: str
+) -> None:
+    async with indexing(store) as task:
+        for number in range(6):
+            doomed = await make(store)
+            await fill(store, doomed, points(1500))
+            if number % 2:
+
+                async def is_building() -> bool:
+                    return bool(execute(database_url, "SELECT FROM pg_stat_progress_create_index"))
+
+                with suppress(AssertionError):
+                    await eventually("a build", is_building, seconds=0.3)
+            await store.delete_collection(doomed.tenant, doomed.database, doomed.name)
+        last = await make(store)
+        await fill(store, last, points(300))
+
+        async def built() -> bool:
+            return await indexed(store, last)
+
+        await eventually("the tail to be indexed", built)
+        assert not task.done()
+    require_whole(database_url)
+
+
+@pytest.mark.parametrize(("parallel", "expected"), [(True, "2"), (False, "0")])
+async def test_parallel_builds_can_be_switched_off(database_url: str, parallel: bool, expected: str) -> None:
+    settings = StoreSettings(
+        index_minimum_rows=MINIMUM, indexer_interval_seconds=0.02, parallel_index_builds=parallel
+    )
+    seen = []
+
+    class Watched(indexer.Indexer):
+        async def look(self, connection: Connection) -> None:
+            cursor = await connection.execute("SHOW max_parallel_maintenance_workers")
+            seen.append(await cursor.fetchone())
+
+    task = asyncio.create_task(Watched(database_url, settings).run())
+
+    async def looked() -> bool:
+        return bool(seen)
+
+    await eventually("the indexer to look", looked)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert seen[0] == (expected,)
+
+
+async def test_rows_written_during_a_build_are_found(store: Store, database_url: str) -> None:
+    collection = await make(store)
+    written = await fill(store, collection, points(500), "0-")
+    async with indexing(store):
+        for number in range(1, 15):
+            written += await fill(store, collection, points(100, seed=number), f"{number}-")
+            await store.upsert(collection.id, RecordBatch([written[number]], points(1, seed=number)))
+            mine = points(100, seed=number)[99]
+            assert (await nearest(store, collection, mine.tolist(), 1))[0] == [f"{number}-99"]
+    found, _ = await nearest(store, collection, [0] * DIMENSION, 5000)
+    assert sorted(found) == sorted(written)
+    require_whole(database_url)
