@@ -1,0 +1,138 @@
+"""Runs the tests that ship inside the chromadb wheel against a server: `python -m conformance.upstream`, or `make conformance`."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import chromadb
+import click
+
+from conformance.upstream_plugin import REPORT_VARIABLE
+from pgchroma.server.embedded import temporary_postgres
+from support.postgres import Databases
+from support.server import ServerProcess, free_port, running_server
+
+ROOT = Path(chromadb.__file__).parent / "test"
+# All that mean something to one server; the others test chromadb's insides, its Python server or a distributed deployment.
+FILES = (
+    "test_api.py",
+    *(
+        f"api/test_{name}.py"
+        for name in (
+            "collection", "count_api", "delete_database", "fork_count_api", "get_database", "indexing_status", "invalid_update",
+            "limit_offset", "list_databases", "numpy_list_inputs", "schema_e2e", "search_api",
+        )
+    ),
+    "client/test_database_tenant.py",
+    "client/test_multiple_clients_concurrency.py",
+    "configurations/test_collection_configuration.py",
+    "data_loader/test_data_loader.py",
+    "ef/test_multimodal_ef.py",
+    "test_multithreaded.py",
+    *(
+        f"property/test_{name}.py"
+        for name in (
+            "base64_conversion", "collections", "collections_with_database_tenant", "add", "filtering", "embeddings", "schema",
+        )
+    ),
+    "stress/test_many_collections.py",
+)  # fmt: skip
+# How many of them pass on `chroma run` 1.5.9.
+PASSING_UPSTREAM = 381
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How many tests ended how, and which of them failed."""
+
+    counts: dict[str, int]
+    failures: list[str]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items() if count)
+
+
+def run(port: int, files: Sequence[str] = FILES) -> Outcome:
+    """Run files of chromadb's tests against the server on a local port that allows resets; what it holds is deleted."""
+    with tempfile.TemporaryDirectory(prefix="pgchroma-conformance-") as folder:
+        report = Path(folder) / "report.json"
+        variables = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PGCHROMA_", "CHROMA_"))
+        }
+        variables |= {
+            "CHROMA_INTEGRATION_TEST_ONLY": "1",
+            "CHROMA_SERVER_HOST": "127.0.0.1",
+            "CHROMA_SERVER_HTTP_PORT": str(port),
+            "ANONYMIZED_TELEMETRY": "false",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            REPORT_VARIABLE: str(report),
+        }
+        command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(ROOT)]
+        command += ["-p", "no:cacheprovider", "-p", "conformance.upstream_plugin", "-q", "--tb=short"]
+        command += ["--disable-warnings", "--durations=10", *(str(ROOT / name) for name in files)]
+        # Some tests leave files in the working directory, and chromadb reads a .env there.
+        done = subprocess.run(command, env=variables, cwd=folder, check=False)
+        if not report.exists():
+            raise AssertionError(f"pytest ended with status {done.returncode} before it ran a test")
+        return Outcome(**json.loads(report.read_text()))
+
+
+@contextmanager
+def _pgchroma(folder: Path) -> Iterator[int]:
+    with (
+        temporary_postgres() as postgres,
+        Databases(postgres).fresh() as url,
+        running_server(url, folder, workers=2, environment={"PGCHROMA_AUTH": "off"}) as server,
+    ):
+        yield server.port
+
+
+@contextmanager
+def _chroma(folder: Path) -> Iterator[int]:
+    """Run chromadb's own server, to see what it makes of the same tests."""
+    port = free_port()
+    configuration = folder / "chroma.yaml"
+    configuration.write_text(
+        f"port: {port}\nlisten_address: 127.0.0.1\npersist_path: {folder / 'data'}\nallow_reset: true\n"
+    )
+    log = folder / "chroma.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("chroma")), "run", str(configuration)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = ServerProcess(process, port, log)
+    try:
+        server.wait_until_ready()
+        yield port
+    finally:
+        server.stop()
+
+
+@click.command()
+@click.option(
+    "--server", type=click.Choice(["pgchroma", "chroma"]), default="pgchroma", help="Which server to test."
+)
+@click.argument("files", nargs=-1)
+def main(server: str, files: Sequence[str]) -> None:
+    """Run FILES of chromadb's tests (default: all that mean something to one server) against a server of its own."""
+    start = _pgchroma if server == "pgchroma" else _chroma
+    with tempfile.TemporaryDirectory(prefix="pgchroma-conformance-") as folder, start(Path(folder)) as port:
+        outcome = run(port, files or FILES)
+    click.echo(f"chromadb {chromadb.__version__}'s tests against {server}: {outcome}")
+    if outcome.failures:
+        raise click.ClickException("these failed:\n  " + "\n  ".join(outcome.failures))
+    if not files and outcome.counts["passed"] < PASSING_UPSTREAM:
+        raise click.ClickException(f"fewer passed than on `chroma run`, {PASSING_UPSTREAM}")
+
+
+if __name__ == "__main__":
+    main()
