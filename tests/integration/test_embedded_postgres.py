@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from pgchroma.errors import ConfigurationError, DatabaseUnreachableError
+from pgchroma.server import embedded
 from pgchroma.server.embedded import EmbeddedPostgres, temporary_postgres
 from support.waiting import wait_for
 
@@ -79,3 +80,15 @@ def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(ConfigurationError, match="too long"):
         EmbeddedPostgres(folder)
+
+
+def test_a_checkout_that_other_users_cannot_enter_is_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As below /root, where the unprivileged account that runs PostgreSQL may not go."""
+    copied = embedded._copy_of(embedded.installation(), tmp_path)
+    shown = subprocess.run([copied / "bin/initdb", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("initdb (PostgreSQL)")
+    monkeypatch.setattr(embedded, "_reachable_by_all", lambda folder: False)
+    with temporary_postgres() as postgres, psycopg.connect(postgres.url()) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)

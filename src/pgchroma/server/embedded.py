@@ -59,6 +59,16 @@ def _reachable_by_all(folder: Path) -> bool:
     return all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents))
 
 
+def _copy_of(source: Path, target: Path) -> Path:
+    """Copy the installation and the libraries that the wheel keeps beside its package, in the same relation to each other."""
+    package = source.parent
+    libraries = package.with_name(package.name + ".libs")
+    copied = target / package.name / source.name
+    shutil.copytree(source, copied, symlinks=True)
+    shutil.copytree(libraries, target / libraries.name)
+    return copied
+
+
 def _end_with_parent() -> None:
     """Runs in the child before exec: the kernel sends it SIGINT, a fast shutdown, when the parent is gone, however it ended."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
@@ -114,8 +124,7 @@ class EmbeddedPostgres:
             source = installation()
             if self._account is not None and not _reachable_by_all(source / "bin"):
                 # A checkout below /root: its modes stay as they are, PostgreSQL gets a copy it may execute.
-                shutil.copytree(source, self.folder / "install", symlinks=True)
-                source = self.folder / "install"
+                source = _copy_of(source, self.folder / "install")
             self._binaries = source / "bin"
         return self._binaries / name
 
