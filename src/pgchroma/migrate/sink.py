@@ -1,7 +1,6 @@
 """The sink `pgchroma database`: records and checkpoints go in by COPY, through the store's own code, in one transaction."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -77,15 +76,14 @@ class StoreSink:
         await self._store.ensure_database(collection.tenant, collection.database)
         target = await self._store.find_collection(collection.tenant, collection.database, collection.name)
         if target is None:
-            # An empty `hnsw` keeps `hnsw:` metadata from being read as a configuration that contradicts the schema.
-            configuration: dict[str, Any] = {"hnsw": {}} if collection.schema else collection.configuration
             target = await self._store.create_collection(
                 collection.tenant,
                 collection.database,
                 collection.name,
                 metadata=collection.metadata,
-                configuration=configuration,
+                configuration=collection.configuration,
                 schema=collection.schema,
+                schema_is_settled=bool(collection.schema),
                 collection_id=collection.id if await self._is_free(collection.id) else None,
             )
         async with self._store.transaction() as connection:

@@ -188,14 +188,21 @@ async def create_collection(
     metadata: Mapping[str, Any] | None,
     configuration: Mapping[str, Any] | None,
     schema: Mapping[str, Any] | None,
+    schema_is_settled: bool,
     get_or_create: bool,
     collection_id: UUID | None,
 ) -> Collection:
-    """Create a collection; with `get_or_create` an existing one is returned unchanged."""
+    """Create a collection; with `get_or_create` an existing one is returned unchanged.
+
+    A schema that another server settled already stands, whatever `hnsw:` metadata it was once made from.
+    """
     _require_name(name)
     if metadata is not None and not metadata:
         raise InvalidArgumentError("Validation error: metadata: Metadata cannot be empty")
-    settled, full_schema = configurations.build(configuration, schema, metadata)
+    if schema_is_settled:
+        settled, full_schema = configurations.build(None, schema, None)
+    else:
+        settled, full_schema = configurations.build(configuration, schema, metadata)
     try:
         parent = await get_database(connection, tenant, database)
     except NotFoundError as error:

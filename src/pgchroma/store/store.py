@@ -143,10 +143,14 @@ class Store:
         metadata: Mapping[str, Any] | None = None,
         configuration: Mapping[str, Any] | None = None,
         schema: Mapping[str, Any] | None = None,
+        schema_is_settled: bool = False,
         get_or_create: bool = False,
         collection_id: UUID | None = None,
     ) -> Collection:
-        """Create a collection; AlreadyExistsError, InvalidArgumentError."""
+        """Create a collection; AlreadyExistsError, InvalidArgumentError.
+
+        With `schema_is_settled`, as for a collection that is moved, configuration and `hnsw:` metadata are not read.
+        """
         return await self._database.write(
             lambda c: catalog.create_collection(
                 c,
@@ -156,6 +160,7 @@ class Store:
                 metadata=metadata,
                 configuration=configuration,
                 schema=schema,
+                schema_is_settled=schema_is_settled,
                 get_or_create=get_or_create,
                 collection_id=collection_id,
             )
