@@ -280,3 +280,20 @@ def test_each_kind_of_failure_has_its_exit_code(newest: Path, databases: Databas
         assert (unwritable.code, "--receipt" in unwritable.stderr) == (ExitCode.CONFIGURATION, True)
         assert contents(url) == {}
     assert not receipt.exists()
+
+
+def test_metadata_that_once_set_the_distance_does_not_contradict_the_schema(
+    newest: Path, database_url: str, tmp_path: Path
+) -> None:
+    """chromadb 1.5 keeps `hnsw:space` in the metadata of a collection whose schema already says the same."""
+    with sqlite3.connect(newest / "chroma.sqlite3") as database:
+        database.execute(
+            "INSERT INTO collection_metadata (collection_id, key, str_value) "
+            "SELECT id, 'hnsw:space', 'ip' FROM collections WHERE name = 'odd'"
+        )
+    database.close()
+    done = run(newest, database_url, tmp_path / "receipt.json")
+    assert done.code == ExitCode.OK, done.stderr
+    moved, _ = contents(database_url)["default_tenant/default_database/odd"]
+    assert moved.space == "ip"
+    assert (moved.metadata or {})["hnsw:space"] == "ip"
