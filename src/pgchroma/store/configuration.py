@@ -31,7 +31,8 @@ _LEGACY_PROBLEM = "Failed to parse hnsw parameters from segment metadata"
 _DEFAULT_FUNCTION: Json = {"type": "known", "name": "default", "config": {}}
 _SHOWN = ("ef_construction", "ef_search", "max_neighbors", "resize_factor", "sync_threshold")
 _UPDATABLE = ("ef_search", "max_neighbors", "num_threads", "resize_factor", "sync_threshold", "batch_size")
-_LEGACY_KEYS = {
+# Metadata keys that set index parameters before there were configurations -> the parameters' names.
+LEGACY_KEYS = {
     "hnsw:space": "space",
     "hnsw:construction_ef": "ef_construction",
     "hnsw:search_ef": "ef_search",
@@ -91,10 +92,10 @@ def _legacy_parameters(metadata: Mapping[str, Any]) -> Json:
         if not key.startswith("hnsw:"):
             continue
         try:
-            name = _LEGACY_KEYS[key]
+            name = LEGACY_KEYS[key]
             parameters[name] = _validated_parameter(name, value)
         except KeyError:
-            known = ", ".join(_LEGACY_KEYS)
+            known = ", ".join(LEGACY_KEYS)
             raise InvalidArgumentError(f"{_LEGACY_PROBLEM}: {key} is not one of {known}") from None
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"{_LEGACY_PROBLEM}: {key}: {error}") from error

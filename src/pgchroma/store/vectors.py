@@ -13,8 +13,9 @@ MAX_INDEXED_DIMENSION = 2_000
 # A row with a longer vector does not fit an 8 KiB page and must go to TOAST.
 MAX_INLINE_DIMENSION = 1_900
 
-_COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-_COPY_TRAILER = b"\xff\xff"
+# What every COPY BINARY stream begins and ends with.
+COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+COPY_TRAILER = b"\xff\xff"
 
 
 def copy_buffer(vector_seqs: NDArray[np.int64], seqs: NDArray[np.int64], embeddings: Float32Matrix) -> bytes:
@@ -44,7 +45,7 @@ def copy_buffer(vector_seqs: NDArray[np.int64], seqs: NDArray[np.int64], embeddi
     rows["fields"], rows["len1"], rows["len2"], rows["len3"] = 3, 8, 8, 4 + 4 * dimension
     rows["seq"], rows["record_seq"] = vector_seqs, seqs
     rows["dimension"], rows["embedding"] = dimension, embeddings
-    return _COPY_HEADER + rows.tobytes() + _COPY_TRAILER
+    return COPY_HEADER + rows.tobytes() + COPY_TRAILER
 
 
 def from_binary(values: Sequence[bytes], dimension: int) -> Float32Matrix:

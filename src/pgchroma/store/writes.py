@@ -20,8 +20,6 @@ from pgchroma.store.connection import Connection
 from pgchroma.store.where import has_pattern
 from pgchroma.types import Collection, Filter, Float32Matrix, Record, RecordBatch
 
-_COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-_COPY_TRAILER = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
 _LENGTH = struct.Struct("!i").pack
 _TWO_NUMBERS = struct.Struct("!hiqiq").pack
@@ -313,7 +311,7 @@ async def _insert(
     seqs = await _next_seqs(connection, len(changes))
     for change, seq in zip(changes, seqs, strict=True):
         change.seq = int(seq)
-    buffer = [_COPY_HEADER]
+    buffer = [vectors.COPY_HEADER]
     for change in sorted(changes, key=lambda change: change.key):
         cleaned = metadata.merge(None, change.patch) if change.patch else None
         stored, exact = metadata.encode(cleaned) if cleaned else (None, None)
@@ -324,7 +322,7 @@ async def _insert(
         buffer.append(_NULL if stored is None else _LENGTH(len(stored) + 1) + b"\x01" + stored)
         buffer.append(_NULL if exact is None else _text_field(exact))
         buffer.append(_NULL if change.uri is None else _text_field(text.encode(change.uri)))
-    buffer.append(_COPY_TRAILER)
+    buffer.append(vectors.COPY_TRAILER)
     await _copy(connection, _records(collection), b"".join(buffer))
     matrix = embeddings[_row_numbers(changes)]
     await _copy(connection, _embeddings(collection), vectors.copy_buffer(seqs, seqs, matrix))

@@ -5,25 +5,14 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from pgchroma.errors import SourceError
 from pgchroma.migrate.chroma import hnsw
 from pgchroma.migrate.chroma.layout import columns
 from pgchroma.migrate.model import Json, SourceCollection
-
-# Chroma's metadata keys for index parameters -> their names in a configuration.
-_LEGACY: Final = {
-    "hnsw:space": "space",
-    "hnsw:construction_ef": "ef_construction",
-    "hnsw:search_ef": "ef_search",
-    "hnsw:M": "max_neighbors",
-    "hnsw:num_threads": "num_threads",
-    "hnsw:resize_factor": "resize_factor",
-    "hnsw:batch_size": "batch_size",
-    "hnsw:sync_threshold": "sync_threshold",
-}
+from pgchroma.store.configuration import LEGACY_KEYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +83,7 @@ def _configuration(stored: Json, metadata: Json, segment_metadata: Json) -> Json
         parameters = {key: value for key, value in hnsw_part.items() if value is not None}
     else:
         given = {**segment_metadata, **metadata}
-        parameters = {name: given[key] for key, name in _LEGACY.items() if key in given}
+        parameters = {name: given[key] for key, name in LEGACY_KEYS.items() if key in given}
     parameters.setdefault("space", "l2")
     configuration: Json = {"hnsw": parameters}
     if stored.get("embedding_function") is not None:
