@@ -132,7 +132,7 @@ def execute(database_url: str, statement: str, values: Mapping[str, object] | No
     """Run one statement as the URL's user and return its rows, if it has any."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         cursor = connection.execute(statement.encode(), values)
-        return cursor.fetchall() if cursor.description else []
+        return cursor.fetchall() if cursor.description is not None else []
 
 
 async def dimension(store: Store, collection_id: UUID) -> int | None:
