@@ -10,7 +10,15 @@ import pytest
 from pgchroma.store import Store, StoreSettings, indexer, segments
 from pgchroma.store.connection import Connection
 from pgchroma.store.segments import Segment
-from pgchroma.types import Collection, Filter, Float32Matrix, Include, RecordBatch
+from pgchroma.types import (
+    DEFAULT_DATABASE,
+    DEFAULT_TENANT,
+    Collection,
+    Filter,
+    Float32Matrix,
+    Include,
+    RecordBatch,
+)
 from support.distances import distances
 from support.postgres import Databases
 from support.store import eventually, execute, ids, make, nearest, require_whole
@@ -130,7 +138,9 @@ async def test_a_query_uses_the_index_of_every_segment_and_never_reads_the_whole
     table_reads = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'v1'"
 
     async def nobody_else() -> bool:
-        others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        others = (
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
         return not execute(database_url, others)
 
     await eventually("the writers' connections to end", nobody_else)
@@ -256,7 +266,7 @@ async def test_what_a_crashed_build_left_is_removed(store: Store, database_url: 
         execute(database_url, statement)
     async with await Connection.connect(database_url, autocommit=True) as connection:
         await indexer.remove_leftovers(connection)
-    assert execute(database_url, "SELECT FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw'") == []  # fmt: skip
+    assert execute(database_url, "SELECT 1 FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw'") == []  # fmt: skip
     assert await segments_of(database_url, collection) == []
     assert sorted((await nearest(store, collection, [0] * DIMENSION, 300))[0]) == sorted(names)
     await until_indexed(store, collection)
@@ -327,7 +337,7 @@ async def test_a_collection_deleted_under_the_indexer_does_not_stop_it(
             if number % 2:
 
                 async def is_building() -> bool:
-                    return bool(execute(database_url, "SELECT FROM pg_stat_progress_create_index"))
+                    return bool(execute(database_url, "SELECT 1 FROM pg_stat_progress_create_index"))
 
                 with suppress(AssertionError):
                     await eventually("a build", is_building, seconds=0.3)
@@ -379,3 +389,32 @@ async def test_rows_written_during_a_build_are_found(store: Store, database_url:
     found, _ = await nearest(store, collection, [0] * DIMENSION, 5000)
     assert sorted(found) == sorted(written)
     require_whole(database_url)
+
+
+async def test_deleting_a_collection_does_not_wait_for_its_index(store: Store, database_url: str) -> None:
+    doomed, other = await make(store), await make(store)
+    async with await Connection.connect(database_url) as reader, indexing(store) as task:
+        # A build waits at its end for everyone who might still look at the table as it was.
+        await reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        await reader.execute("SELECT 1")
+        await fill(store, doomed, points(300))
+
+        async def is_waiting() -> bool:
+            return bool(
+                execute(
+                    database_url,
+                    "SELECT 1 FROM pg_stat_progress_create_index WHERE phase = 'waiting for old snapshots'",
+                )
+            )
+
+        await eventually("the index to be all but built", is_waiting)
+        await store.delete_collection(DEFAULT_TENANT, DEFAULT_DATABASE, doomed.name)
+        require_whole(database_url)
+        await reader.rollback()
+        await fill(store, other, points(300))
+
+        async def built() -> bool:
+            return await indexed(store, other)
+
+        await eventually("the next collection to be indexed", built)
+        assert not task.done()

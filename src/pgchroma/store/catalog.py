@@ -164,6 +164,8 @@ async def _drop_collections(
     numbers = [row[0] for row in await cursor.fetchall()]
     for number in numbers:
         if number is not None:
+            # It may take minutes to come to its end, and would keep the tables locked until then.
+            await connection.execute(tables.cancel_builds(number))
             await connection.execute(tables.drop(number))
     return len(numbers)
 

@@ -50,7 +50,7 @@ class Indexer:
         while True:
             try:
                 connection = await Connection.connect(
-                    self._conninfo, autocommit=True, application_name="pgchroma-indexer"
+                    self._conninfo, autocommit=True, application_name=tables.INDEXER
                 )
                 async with connection:
                     await self._lead(connection)
@@ -97,7 +97,11 @@ class Indexer:
                 growing = False
             # Deleted meanwhile: nothing to do.
             with suppress(psycopg.errors.UndefinedTable, NotFoundError):
-                await self._advance(connection, _Candidate(collection_id, number), growing=growing)
+                try:
+                    await self._advance(connection, _Candidate(collection_id, number), growing=growing)
+                except psycopg.errors.QueryCanceled:
+                    # By someone who deletes the collection; should that fail, half an index is left.
+                    await remove_leftovers(connection)
 
     async def _advance(self, connection: Connection, candidate: _Candidate, *, growing: bool) -> None:
         found = await segments.load(connection, candidate.collection_id)

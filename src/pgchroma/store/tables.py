@@ -10,6 +10,8 @@ from psycopg import sql
 from pgchroma.store import vectors
 
 SCHEMA = "pgchroma_data"
+# The application_name by which the indexer's session is known.
+INDEXER = "pgchroma-indexer"
 
 
 def records(number: int) -> sql.Identifier:
@@ -46,6 +48,14 @@ def create(number: int, dimension: int, space: str) -> list[sql.Composed]:
             )
         )
     return statements
+
+
+def cancel_builds(number: int) -> sql.Composed:
+    """Return the statement that interrupts the indexer where it builds an index of these tables."""
+    return sql.SQL(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_progress_create_index JOIN pg_stat_activity USING (pid) "
+        "WHERE relid = to_regclass({}) AND usename = current_user AND application_name = {}"
+    ).format(sql.Literal(f"{SCHEMA}.v{number}"), sql.Literal(INDEXER))
 
 
 def drop(number: int) -> sql.Composed:
