@@ -64,14 +64,15 @@ class Connection(AsyncConnection[Row]):
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Row] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self.warnings: list[Diagnostic] = []
+        # SQLSTATEs only: psycopg frees what a Diagnostic refers to as soon as its handler returns.
+        self.warnings: list[str | None] = []
         self.ef_search: int | None = None
         self.knows_vector = False
         self.add_notice_handler(self._remember)
 
     def _remember(self, notice: Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
-            self.warnings.append(notice)
+            self.warnings.append(notice.sqlstate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ class Database:
                     connection.warnings.clear()
                     committing = True
                     await connection.commit()
-                    _require_replicated(connection.warnings)
+                    require_replicated(connection.warnings)
                     return result
             except _RACES as error:
                 if attempt == MAX_ATTEMPTS:
@@ -272,9 +273,9 @@ class Database:
         return unreachable(error) if isinstance(error, psycopg.OperationalError) else error
 
 
-def _require_replicated(warnings: list[Diagnostic]) -> None:
+def require_replicated(warnings: list[str | None]) -> None:
     """Refuse to call a commit done whose wait for the synchronous standby was cancelled (a mere WARNING to PostgreSQL)."""
-    if any(warning.sqlstate == "01000" for warning in warnings):
+    if "01000" in warnings:
         raise DatabaseUnreachableError(
             "the commit was not confirmed by the synchronous standby, so the write may be lost in a failover",
             hint="write again; an upsert is safe to repeat",

@@ -92,8 +92,11 @@ class Store:
     async def transaction(self) -> AsyncIterator[Connection]:
         """Lend a connection in a transaction that commits at the end; for the migrator's batches and checkpoints."""
         try:
-            async with self._database.connection() as connection, connection.transaction():
-                yield connection
+            async with self._database.connection() as connection:
+                async with connection.transaction():
+                    yield connection
+                    connection.warnings.clear()
+                connections.require_replicated(connection.warnings)
         except psycopg.OperationalError as error:
             raise connections.unreachable(error) from error
 
