@@ -63,7 +63,7 @@ def test_patterns_find_what_rust_finds(pattern: str, found: list[str], not_found
      "a{2,1}", "a{2,", "a{x}", "{", r"\Qa\E", r"\C", r"[\p{L}--a]", "[a&&b]", "[a~~b]", "[a[b]]", r"\u{zz}", r"\u00"],
 )  # fmt: skip
 def test_what_rust_refuses_or_re2_would_misread_is_refused(pattern: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="^Regex syntax errror: regex parse error:\n"):
+    with pytest.raises(InvalidArgumentError, match=r"^Regex syntax errror: regex parse error:\n"):
         Regex(pattern)
 
 
