@@ -32,7 +32,8 @@ Row: TypeAlias = tuple[Any, ...]
 Result = TypeVar("Result")
 
 # A write that lost a race (deadlock, serialization, unique id) is run again this often before the client hears of it.
-MAX_ATTEMPTS = 10
+MAX_ATTEMPTS = 15
+_LONGEST_PAUSE_SECONDS = 0.25
 _RACES = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.SerializationFailure,
@@ -253,7 +254,8 @@ class Database:
                 if attempt == MAX_ATTEMPTS:
                     raise self._explained(error) from error
                 logger.debug("write lost a race, attempt %d: %s", attempt, error)
-                await asyncio.sleep(0.001 * 2**attempt * np.random.default_rng().random())
+                pause = min(0.001 * 2**attempt, _LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(pause * np.random.default_rng().random())
             except _HOPELESS as error:
                 raise self._explained(error) from error
             except psycopg.OperationalError as error:

@@ -20,8 +20,6 @@ MAX_EF_SEARCH = 1_000
 
 Parameters = dict[str, Any]
 
-ONE_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-
 # pgvector computes in float32 and so has no distance between vectors that are as short as 1e-30, unless they are made longer
 # first. It has none to a zero vector, either; Chroma's is 1.
 _COSINE: LiteralString = "coalesce(nullif(embedding <=> %(q)s, 'NaN'), nullif(l2_normalize(embedding) <=> l2_normalize(%(q)s), 'NaN'), 1)"
@@ -40,24 +38,22 @@ async def one_snapshot(connection: Connection, selection: Filter) -> AsyncIterat
         yield
         return
     async with connection.transaction():
-        await connection.execute(ONE_SNAPSHOT)
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         yield
 
 
 async def condition(
     connection: Connection, collection: Collection, selection: Filter
-) -> tuple[sql.Composed, Parameters]:
-    """Return the SQL condition of a filter over `record`, and its parameters.
+) -> tuple[sql.Composed, Parameters, Compiler]:
+    """Return the SQL condition of a filter over `record`, its parameters, and the compiler that made it.
 
     Regular expressions are run here, over all documents, because PostgreSQL's differ; everything else is left to PostgreSQL.
-    The caller's statement must see the same documents, so it takes `one_snapshot` or the isolation level of that.
+    So that the caller's statement sees the same documents, it takes `one_snapshot` or asks the compiler about what it found.
     """
-    if selection.where is None and selection.where_document is None:
-        return _with_ids([], {}, selection)
     compiler = Compiler(collection.schema)
-    _compile(compiler, selection)
+    parts = _compile(compiler, selection)
     if compiler.patterns and collection.table_number is not None:
-        hits: dict[str, list[int]] = {pattern: [] for pattern in compiler.patterns}
+        hits: dict[str, set[int]] = {pattern: set() for pattern in compiler.patterns}
         query = sql.SQL("SELECT seq, document FROM {} WHERE document IS NOT NULL").format(
             tables.records(collection.table_number)
         )
@@ -66,9 +62,10 @@ async def condition(
                 decoded = text.decode(document)
                 for pattern, regex in compiler.patterns.items():
                     if regex.matches(decoded):
-                        hits[pattern].append(seq)
+                        hits[pattern].add(seq)
         compiler = Compiler(collection.schema, hits)
-    return _with_ids(_compile(compiler, selection), compiler.parameters, selection)
+        parts = _compile(compiler, selection)
+    return *_with_ids(parts, compiler.parameters, selection), compiler
 
 
 def _compile(compiler: Compiler, selection: Filter) -> list[sql.Composed]:
@@ -152,7 +149,7 @@ async def get(connection: Connection, collection_id: UUID, selection: Filter, in
     include = Include(include.documents, include.metadatas, include.embeddings, include.uris)
     collection = await catalog.get_collection_by_id(connection, collection_id)
     async with one_snapshot(connection, selection):
-        chosen, parameters = await condition(connection, collection, selection)
+        chosen, parameters, _ = await condition(connection, collection, selection)
         if collection.table_number is None or collection.dimension is None:
             return _rows([], include, 1)
         query = sql.SQL(
@@ -191,7 +188,7 @@ async def query(
     """
     collection = await catalog.get_collection_by_id(connection, collection_id)
     async with one_snapshot(connection, selection):
-        chosen, parameters = await condition(connection, collection, selection)
+        chosen, parameters, _ = await condition(connection, collection, selection)
         number, dimension = collection.table_number, collection.dimension
         if number is None or dimension is None:
             return [_rows([], include, 1) for _ in embeddings]

@@ -5,7 +5,7 @@ The meaning is Chroma's: integers and floats compare by value, booleans and stri
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, LiteralString, cast
 
 import msgspec
@@ -70,7 +70,7 @@ class Compiler:
         patterns: the regular expressions met, which PostgreSQL is not asked to evaluate.
     """
 
-    def __init__(self, schema: dict[str, Any], regex_hits: Mapping[str, Sequence[int]] | None = None) -> None:
+    def __init__(self, schema: dict[str, Any], regex_hits: Mapping[str, set[int]] | None = None) -> None:
         self._schema = schema
         self._regex_hits = regex_hits or {}
         self.patterns: dict[str, Regex] = {}
@@ -94,6 +94,13 @@ class Compiler:
         """Return the condition of a `where_document` clause; InvalidArgumentError names what is wrong with it."""
         configuration.require_full_text(self._schema)
         return self._boolean(clause, "where document", self._document_leaf, 0)
+
+    def still_holds(self, seq: int, document: str | None) -> bool:
+        """Whether a record's document agrees with what was found of it when the regular expressions were run."""
+        return all(
+            (document is not None and regex.matches(document)) == (seq in self._regex_hits.get(pattern, ()))
+            for pattern, regex in self.patterns.items()
+        )
 
     def _boolean(
         self, clause: object, name: str, leaf: Callable[[str, Any], Condition], depth: int
@@ -179,7 +186,7 @@ class Compiler:
         else:
             if value not in self.patterns:
                 self.patterns[value] = Regex(value)
-            condition = self._sql("record.seq = ANY({}::bigint[])", list(self._regex_hits.get(value, ())))
+            condition = self._sql("record.seq = ANY({}::bigint[])", sorted(self._regex_hits.get(value, ())))
         return _not(condition) if "not" in operator else condition
 
 

@@ -11,13 +11,13 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
 from pgchroma.store import catalog, configuration, metadata, reads, tables, text, vectors
 from pgchroma.store.connection import Connection
-from pgchroma.store.where import has_pattern
 from pgchroma.types import Collection, Filter, Float32Matrix, Record, RecordBatch
 
 _NULL = b"\xff\xff\xff\xff"
@@ -173,30 +173,32 @@ async def update(connection: Connection, collection_id: UUID, batch: RecordBatch
 
 async def delete(connection: Connection, collection_id: UUID, selection: Filter) -> int:
     """Delete what the filter selects, the first in insertion order where it has a limit; return how many that were."""
-    if has_pattern(selection.where, selection.where_document):
-        # Documents that change after they were matched must not be deleted: a race, which `Database.write` runs again.
-        await connection.execute(reads.ONE_SNAPSHOT)
     collection = await catalog.get_collection_by_id(connection, collection_id)
+    condition, parameters, compiler = await reads.condition(connection, collection, selection)
     if collection.table_number is None:
-        # Wrong filters are refused on an empty collection, too.
-        await reads.condition(connection, collection, selection)
         return 0
-    condition, parameters = await reads.condition(connection, collection, selection)
+    victims = sql.SQL("SELECT seq FROM {} AS record WHERE {} ORDER BY seq LIMIT {}").format(
+        _records(collection), condition, sql.Literal(selection.limit)
+    )
     query = sql.SQL(
-        "SELECT record.seq, record.vseq FROM {} AS record WHERE {} ORDER BY {} LIMIT {} FOR UPDATE"
+        "SELECT record.seq, record.vseq, {} FROM {} AS record WHERE {}{} ORDER BY record.id FOR UPDATE"
     ).format(
+        sql.SQL("record.document" if compiler.patterns else "NULL"),
         _records(collection),
         condition,
-        sql.SQL("record.id" if selection.limit is None else "record.seq"),
-        sql.Literal(selection.limit),
+        sql.SQL("") if selection.limit is None else sql.SQL(" AND record.seq IN ({})").format(victims),
     )
     cursor = await connection.execute(query, parameters)
-    victims = await cursor.fetchall()
-    if victims:
+    rows = await cursor.fetchall()
+    for seq, _, document in rows:
+        # PostgreSQL has looked again at what changed while this waited for its lock, but cannot do so for a pattern.
+        if not compiler.still_holds(seq, None if document is None else text.decode(document)):
+            raise psycopg.errors.SerializationFailure("a document changed after it was searched")
+    if rows:
         # Separate statements: they must see what other transactions committed while this one waited for the locks.
-        await _delete_rows(connection, _records(collection), [row[0] for row in victims])
-        await _delete_rows(connection, _embeddings(collection), [row[1] for row in victims])
-    return len(victims)
+        await _delete_rows(connection, _records(collection), [row[0] for row in rows])
+        await _delete_rows(connection, _embeddings(collection), [row[1] for row in rows])
+    return len(rows)
 
 
 async def copy_records(connection: Connection, collection: Collection, records: Sequence[Record]) -> int:
