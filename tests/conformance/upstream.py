@@ -16,7 +16,8 @@ import click
 from conformance.upstream_plugin import REPORT_VARIABLE
 from pgchroma.server.embedded import temporary_postgres
 from support.postgres import Databases
-from support.server import ServerProcess, free_port, running_server
+from support.server import running_server
+from support.stock import running_chroma
 
 ROOT = Path(chromadb.__file__).parent / "test"
 # All that mean something to one server; the others test chromadb's insides, its Python server or a distributed deployment.
@@ -97,24 +98,8 @@ def _pgchroma(folder: Path) -> Iterator[int]:
 @contextmanager
 def _chroma(folder: Path) -> Iterator[int]:
     """Run chromadb's own server, to see what it makes of the same tests."""
-    port = free_port()
-    configuration = folder / "chroma.yaml"
-    configuration.write_text(
-        f"port: {port}\nlisten_address: 127.0.0.1\npersist_path: {folder / 'data'}\nallow_reset: true\n"
-    )
-    log = folder / "chroma.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("chroma")), "run", str(configuration)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    server = ServerProcess(process, port, log)
-    try:
-        server.wait_until_ready()
-        yield port
-    finally:
-        server.stop()
+    with running_chroma(folder) as server:
+        yield server.port
 
 
 @click.command()

@@ -40,7 +40,7 @@ from support.api import CHROMA, INVALID, Api, check
         ({"ids": ["n", "m"], "embeddings": [[1, 2], [1]]}, 400, INVALID, "Inconsistent dimensions"),
         ({"ids": [""], "embeddings": [[1, 2]]}, 400, INVALID, "Empty ID"),
         ({"ids": ["n"], "embeddings": [[1e39, 2]]}, 400, INVALID, "NaN or Infinity"),
-        ({"ids": ["n"], "embeddings": ["AADAfwAAAEA="]}, 400, INVALID, "NaN or Infinity"),
+        ({"ids": ["n"], "embeddings": ["AADAfwAAAEA="]}, 400, INVALID, "Non-finite float value"),
         ({"ids": ["n"], "embeddings": ["AACAPwAAA"]}, 400, INVALID, "Invalid base64 string"),
         ({"ids": ["n"], "embeddings": ["!!"]}, 400, INVALID, "Invalid base64 string"),
         ({"ids": ["n"], "embeddings": [""]}, 400, INVALID, "at least 1 dimension"),

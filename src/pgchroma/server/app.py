@@ -18,7 +18,7 @@ from pgchroma.store import Store
 
 logger = logging.getLogger("pgchroma.server")
 
-_RETIRED = b"/api/v1/"
+_RETIRED = b"/api/v1"
 # How long the indexer stays away after it failed; the requests do not need it.
 _INDEXER_PAUSE_SECONDS = 30.0
 # Less than the supervisor waits for a worker beyond the time of its requests.
@@ -58,7 +58,7 @@ class Application:
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         try:
             path: bytes = scope.get("raw_path") or scope["path"].encode()
-            if path.startswith(_RETIRED):
+            if path == _RETIRED or path.startswith(_RETIRED + b"/"):
                 raise HttpError(410, "Unimplemented", "The v1 API is deprecated. Please use /v2 apis")
             route, params = self._router.find(scope["method"], path)
             scope["route"] = route.path

@@ -16,6 +16,8 @@ _Strings: TypeAlias = list[str | None]
 _numbers: Decoder[_Numbers] = Decoder(_Numbers)
 _strings: Decoder[_Strings] = Decoder(_Strings)
 _BYTES_PER_FLOAT = 4
+# How upstream's messages write what is no number.
+_RUST_NAMES = {"nan": "NaN", "inf": "inf", "-inf": "-inf"}
 
 
 def is_absent(raw: Raw) -> bool:
@@ -24,9 +26,13 @@ def is_absent(raw: Raw) -> bool:
 
 
 def decode(
-    raw: Raw, *, allow_null: bool = False, member: str = "embeddings"
+    raw: Raw, *, allow_null: bool = False, allow_empty: bool = False, member: str = "embeddings"
 ) -> tuple[Float32Matrix | None, list[int] | None, int]:
     """Return (matrix, rows, count) of a body's embeddings.
+
+    Args:
+        allow_null: whether an entry may be null.
+        allow_empty: whether embeddings may have no dimension at all.
 
     Returns:
         matrix: float32 of shape (n, dimension), or None when there is no embedding at all.
@@ -54,14 +60,19 @@ def decode(
         matrix = _from_base64([entry for entry in strings if entry is not None])
     else:
         matrix = _from_lists([entry for entry in lists if entry is not None] if rows else lists)
-    if matrix.shape[1] == 0:
+    if matrix.shape[1] == 0 and not allow_empty:
         raise bad_request(f"Validation error: {member}: Each embedding must have at least 1 dimension")
     finite = np.isfinite(matrix)
     if not finite.all():
-        position = int(np.argmin(finite.all(axis=1)))
+        row, column = np.argwhere(~finite)[0]
+        position = rows[row] if rows else int(row)
+        if lists is None:
+            raise bad_request(
+                f"Non-finite float value at embedding index {position}: {_RUST_NAMES[str(matrix[row, column])]}"
+            )
         raise bad_request(
             f"Validation error: {member}: Embeddings must not contain NaN or Infinity values "
-            f"(as float32, at index {rows[position] if rows else position})"
+            f"(as float32, at index {position})"
         )
     return matrix, rows, len(entries)
 
@@ -105,7 +116,7 @@ def _from_base64(entries: list[str]) -> Float32Matrix:
         raise _inconsistent()
     if length % _BYTES_PER_FLOAT:
         raise bad_request(
-            f"Invalid base64 string: {length} bytes are not a whole number of float32 values of {_BYTES_PER_FLOAT} bytes"
+            f"Invalid byte length: {length} bytes cannot be converted to f32 values (must be divisible by {_BYTES_PER_FLOAT})"
         )
     data = np.frombuffer(b"".join(parts), dtype="<f4")
     return data.astype(np.float32, copy=False).reshape(len(parts), length // _BYTES_PER_FLOAT)

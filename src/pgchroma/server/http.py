@@ -1,5 +1,6 @@
 """The little of HTTP that the handlers need: a request, a response, and the errors that end a request."""
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -17,6 +18,10 @@ U32_MAX = 2**32 - 1
 INVALID_ARGUMENT = "InvalidArgumentError"
 # What upstream calls everything that its clients have no class of their own for.
 CHROMA_ERROR = "ChromaError"
+
+
+# application/json and its kin, such as application/vnd.api+json, with or without parameters.
+_JSON_TYPE = re.compile(rb"\s*application/([^;\s]+\+)?json\s*(;|$)", re.IGNORECASE)
 
 
 class HttpError(Exception):
@@ -89,7 +94,7 @@ class Request:
             HttpError: 413 for a body over the limit, 415 for one that is declared as other than JSON, 400 when it breaks off.
         """
         content_type = self.header(b"content-type")
-        if content_type is not None and not content_type.lower().startswith(b"application/json"):
+        if content_type is not None and not _JSON_TYPE.match(content_type):
             raise HttpError(415, CHROMA_ERROR, "Expected request with `Content-Type: application/json`")
         declared = self.header(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > self._max_body_bytes:
@@ -122,12 +127,16 @@ class Request:
         )
 
     def query(self, name: str) -> str | None:
-        """Return a parameter of the query string, or None; the last one where it is repeated."""
+        """Return a parameter of the query string, or None; HttpError 400 where it is repeated."""
         raw = self.scope.get("query_string", b"")
         if not raw:
             return None
-        values = parse_qs(raw.decode("latin-1"), keep_blank_values=True).get(name)
-        return values[-1] if values else None
+        values: list[str] = parse_qs(raw.decode("latin-1"), keep_blank_values=True).get(name, [])
+        if not values:
+            return None
+        if len(values) > 1:
+            raise bad_request(f"Failed to deserialize query string: duplicate field `{name}`")
+        return values[0]
 
     def query_number(self, name: str) -> int | None:
         """Return a parameter of the query string as a 32-bit unsigned number, or None.
@@ -138,7 +147,7 @@ class Request:
         text = self.query(name)
         if text is None:
             return None
-        problem = ""
+        problem, text = "", text.removeprefix("+")
         if text == "":
             problem = "cannot parse integer from empty string"
         elif not (text.isascii() and text.isdigit()):

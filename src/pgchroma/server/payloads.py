@@ -100,6 +100,18 @@ class Hnsw(HnswUpdate, forbid_unknown_fields=True, omit_defaults=True):
     ef_construction: Optional[USize] = UNSET
 
 
+class SchemaHnsw(Struct):
+    """The HNSW parameters within a schema."""
+
+    ef_construction: Optional[USize] = UNSET
+    max_neighbors: Optional[USize] = UNSET
+    ef_search: Optional[USize] = UNSET
+    num_threads: Optional[USize] = UNSET
+    batch_size: Optional[USize] = UNSET
+    sync_threshold: Optional[USize] = UNSET
+    resize_factor: Optional[float] = UNSET
+
+
 class SpannUpdate(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Parameters of upstream's distributed index, which is accepted and answered by HNSW."""
 
@@ -135,11 +147,98 @@ class ConfigurationUpdate(Struct, omit_defaults=True):
     embedding_function: Optional[EmbeddingFunction] = UNSET
 
 
-class SchemaPayload(Struct):
-    """`schema` of a new collection; its entries are checked by the store."""
+class IndexType(Struct):
+    """An index without parameters of its own."""
 
-    defaults: dict[str, Any]
-    keys: dict[str, dict[str, Any]]
+    enabled: bool
+    config: dict[str, Any]
+
+
+class VectorIndexConfig(Struct):
+    """Parameters of a dense vector index."""
+
+    space: Optional[Space] = UNSET
+    embedding_function: Optional[EmbeddingFunction] = UNSET
+    source_key: Optional[str] = UNSET
+    hnsw: Optional[SchemaHnsw] = UNSET
+    spann: Optional[dict[str, Any]] = UNSET
+
+
+class VectorIndexType(Struct):
+    """A dense vector index."""
+
+    enabled: bool
+    config: VectorIndexConfig
+
+
+class SparseVectorIndexConfig(Struct):
+    """Parameters of a sparse vector index."""
+
+    embedding_function: Optional[EmbeddingFunction] = UNSET
+    source_key: Optional[str] = UNSET
+    bm25: Optional[bool] = UNSET
+
+
+class SparseVectorIndexType(Struct):
+    """A sparse vector index."""
+
+    enabled: bool
+    config: SparseVectorIndexConfig
+
+
+class StringIndexes(Struct):
+    """The indexes of values that are strings."""
+
+    fts_index: Optional[IndexType] = UNSET
+    string_inverted_index: Optional[IndexType] = UNSET
+
+
+class FloatListIndexes(Struct):
+    """The index of dense vectors."""
+
+    vector_index: Optional[VectorIndexType] = UNSET
+
+
+class SparseVectorIndexes(Struct):
+    """The index of sparse vectors."""
+
+    sparse_vector_index: Optional[SparseVectorIndexType] = UNSET
+
+
+class IntIndexes(Struct):
+    """The index of values that are integers."""
+
+    int_inverted_index: Optional[IndexType] = UNSET
+
+
+class FloatIndexes(Struct):
+    """The index of values that are floats."""
+
+    float_inverted_index: Optional[IndexType] = UNSET
+
+
+class BoolIndexes(Struct):
+    """The index of values that are booleans."""
+
+    bool_inverted_index: Optional[IndexType] = UNSET
+
+
+class ValueTypes(Struct):
+    """The indexes of a key, by the type of its values."""
+
+    string: Optional[StringIndexes] = UNSET
+    float_list: Optional[FloatListIndexes] = UNSET
+    sparse_vector: Optional[SparseVectorIndexes] = UNSET
+    int_: Optional[IntIndexes] = msgspec.field(default=UNSET, name="int")
+    float_: Optional[FloatIndexes] = msgspec.field(default=UNSET, name="float")
+    bool_: Optional[BoolIndexes] = msgspec.field(default=UNSET, name="bool")
+
+
+class SchemaPayload(Struct):
+    """`schema` of a new collection: its indexes by metadata key, and those of keys that are not named."""
+
+    defaults: ValueTypes
+    keys: dict[str, ValueTypes]
 
 
 class CreateCollectionPayload(Struct):

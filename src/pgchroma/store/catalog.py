@@ -1,6 +1,5 @@
 """Tenants, databases and collections."""
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ from psycopg import sql
 from pgchroma.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from pgchroma.store import configuration as configurations
 from pgchroma.store import metadata as codec
-from pgchroma.store import tables
+from pgchroma.store import names, tables, text
 from pgchroma.store.connection import Connection, Row
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _DEFAULT_DATABASE_ID = UUID(int=0)
 # A dropped table takes about ten entries of PostgreSQL's lock table, which has room for some 6,400 unless told otherwise.
 _DROPPED_AT_ONCE = 100
@@ -39,19 +37,11 @@ class Database:
     tenant: str
 
 
-def _require_name(name: str, field: str = "name") -> None:
-    if not _NAME.fullmatch(name):
-        raise InvalidArgumentError(
-            f"Validation error: {field}: Expected a name containing 3-512 characters from [a-zA-Z0-9._-], "
-            f"starting and ending with a character in [a-zA-Z0-9]. Got: {name}"
-        )
-
-
 def _collection(row: Row) -> Collection:
     return Collection(
         id=row[0],
         name=row[1],
-        tenant=row[2],
+        tenant=text.decode(row[2]),
         database=row[3],
         metadata=codec.decode(row[4], row[5]),
         configuration=codec.decode(row[6], None) or {},
@@ -65,10 +55,8 @@ async def create_tenant(connection: Connection, name: str) -> None:
     """Create a tenant."""
     if len(name) < 3:
         raise InvalidArgumentError("Validation error: name: Tenant name must be at least 3 characters long")
-    if "\x00" in name:
-        raise InvalidArgumentError("Validation error: name: Tenant name must not contain U+0000")
     cursor = await connection.execute(
-        "INSERT INTO pgchroma.tenants (name) VALUES (%s) ON CONFLICT DO NOTHING", [name]
+        "INSERT INTO pgchroma.tenants (name) VALUES (%s) ON CONFLICT DO NOTHING", [text.encode(name)]
     )
     if cursor.rowcount == 0:
         raise AlreadyExistsError(f"Tenant [{name}] already exists")
@@ -76,24 +64,21 @@ async def create_tenant(connection: Connection, name: str) -> None:
 
 async def get_tenant(connection: Connection, name: str) -> str:
     """Return the tenant's name, or raise NotFoundError."""
-    cursor = await connection.execute("SELECT name FROM pgchroma.tenants WHERE name = %s", [_queryable(name)])
+    cursor = await connection.execute(
+        "SELECT name FROM pgchroma.tenants WHERE name = %s", [text.encode(name)]
+    )
     if await cursor.fetchone() is None:
         raise NotFoundError(f"Tenant [{name}] not found")
     return name
 
 
-def _queryable(name: str) -> str:
-    # U+0000 never got into the catalog, so any name with it is simply not found.
-    return name.replace("\x00", "\ufdd0")
-
-
 async def create_database(connection: Connection, tenant: str, name: str) -> Database:
     """Create a database; its tenant need not exist, as in Chroma."""
-    _require_name(name)
+    names.require(name)
     database = Database(uuid4(), name, tenant)
     cursor = await connection.execute(
         "INSERT INTO pgchroma.databases (id, tenant, name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-        [database.id, _queryable(tenant), name],
+        [database.id, text.encode(tenant), name],
     )
     if cursor.rowcount == 0:
         raise AlreadyExistsError(f"Database [{name}] already exists")
@@ -104,7 +89,7 @@ async def get_database(connection: Connection, tenant: str, name: str) -> Databa
     """Return a database, or raise NotFoundError."""
     cursor = await connection.execute(
         "SELECT id FROM pgchroma.databases WHERE tenant = %s AND name = %s",
-        [_queryable(tenant), _queryable(name)],
+        [text.encode(tenant), text.encode(name)],
     )
     row = await cursor.fetchone()
     if row is None:
@@ -118,14 +103,17 @@ async def list_databases(
     """Return a tenant's databases by name."""
     cursor = await connection.execute(
         "SELECT id, name FROM pgchroma.databases WHERE tenant = %s ORDER BY name LIMIT %s OFFSET %s",
-        [_queryable(tenant), limit, offset],
+        [text.encode(tenant), limit, offset],
     )
     return [Database(row[0], row[1], tenant) for row in await cursor.fetchall()]
 
 
 async def delete_database(connection: Connection, tenant: str, name: str) -> None:
     """Delete a database with all of its collections."""
-    database = await get_database(connection, tenant, name)
+    try:
+        database = await get_database(connection, tenant, name)
+    except NotFoundError as error:
+        raise NotFoundError(f"Database [{name}] not found") from error
     # From here on no collection can be added to it.
     await connection.execute("SELECT FROM pgchroma.databases WHERE id = %s FOR UPDATE", [database.id])
     await _drop_collections(connection, "database_id = %(id)s", {"id": database.id})
@@ -143,8 +131,8 @@ async def drop_some_collections(connection: Connection, tenant: str | None, data
         "ORDER BY c.id LIMIT %(limit)s)"
     )
     parameters = {
-        "tenant": None if tenant is None else _queryable(tenant),
-        "database": None if database is None else _queryable(database),
+        "tenant": None if tenant is None else text.encode(tenant),
+        "database": None if database is None else text.encode(database),
         "limit": _DROPPED_AT_ONCE,
     }
     return await _drop_collections(connection, condition, parameters) > 0
@@ -173,11 +161,11 @@ async def _drop_collections(
 async def ensure_database(connection: Connection, tenant: str, name: str) -> None:
     """Create tenant and database where they are missing."""
     await connection.execute(
-        "INSERT INTO pgchroma.tenants (name) VALUES (%s) ON CONFLICT DO NOTHING", [tenant]
+        "INSERT INTO pgchroma.tenants (name) VALUES (%s) ON CONFLICT DO NOTHING", [text.encode(tenant)]
     )
     await connection.execute(
         "INSERT INTO pgchroma.databases (id, tenant, name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-        [uuid4(), tenant, name],
+        [uuid4(), text.encode(tenant), name],
     )
 
 
@@ -198,7 +186,7 @@ async def create_collection(
 
     A schema that another server settled already stands, whatever `hnsw:` metadata it was once made from.
     """
-    _require_name(name)
+    names.require(name, "Validation error: name: ")
     if metadata is not None and not metadata:
         raise InvalidArgumentError("Validation error: metadata: Metadata cannot be empty")
     if schema_is_settled:
@@ -208,7 +196,7 @@ async def create_collection(
     try:
         parent = await get_database(connection, tenant, database)
     except NotFoundError as error:
-        raise InvalidArgumentError(f"Database [{database}] of tenant [{tenant}] does not exist") from error
+        raise InvalidArgumentError(f"Database [{database}] does not exist") from error
     stored, exact = codec.encode(metadata) if metadata else (None, None)
     for _ in range(_CREATE_ATTEMPTS):
         cursor = await connection.execute(
@@ -246,7 +234,7 @@ async def get_collection(connection: Connection, tenant: str, database: str, nam
     found = await _fetch(
         connection,
         sql.SQL("d.tenant = %s AND d.name = %s AND c.name = %s"),
-        [_queryable(tenant), _queryable(database), _queryable(name)],
+        [text.encode(tenant), text.encode(database), text.encode(name)],
     )
     if found is None:
         raise NotFoundError(f"Collection [{name}] does not exist")
@@ -263,7 +251,9 @@ async def get_collection_by_id(
         or (tenant is not None and found.tenant != tenant)
         or (database is not None and found.database != database)
     ):
-        raise NotFoundError(f"Collection [{collection_id}] does not exist.")
+        # Upstream ends the sentence with a full stop where it looks for a collection by id alone.
+        end = "." if tenant is None else ""
+        raise NotFoundError(f"Collection [{collection_id}] does not exist{end}")
     return found
 
 
@@ -278,8 +268,8 @@ async def list_collections(
     cursor = await connection.execute(
         query,
         {
-            "tenant": None if tenant is None else _queryable(tenant),
-            "database": None if database is None else _queryable(database),
+            "tenant": None if tenant is None else text.encode(tenant),
+            "database": None if database is None else text.encode(database),
             "limit": limit,
             "offset": offset,
         },
@@ -292,7 +282,7 @@ async def count_collections(connection: Connection, tenant: str, database: str) 
     cursor = await connection.execute(
         "SELECT count(*) FROM pgchroma.collections c JOIN pgchroma.databases d ON d.id = c.database_id "
         "WHERE d.tenant = %s AND d.name = %s",
-        [_queryable(tenant), _queryable(database)],
+        [text.encode(tenant), text.encode(database)],
     )
     row = await cursor.fetchone()
     return int(row[0]) if row else 0
@@ -307,7 +297,7 @@ async def modify_collection(
 ) -> None:
     """Change what is given; metadata is replaced, not merged, and null values in it are left out."""
     if new_name is not None:
-        _require_name(new_name, "new_name")
+        names.require(new_name, "Validation error: new_name: ")
     if new_metadata is not None and not new_metadata:
         raise InvalidArgumentError("Validation error: new_metadata: Metadata cannot be empty")
     cursor = await connection.execute(

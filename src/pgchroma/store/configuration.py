@@ -51,7 +51,11 @@ _VALUE_INDEXES: dict[str, str] = {
 }
 
 
-def _validated_parameter(name: str, value: object) -> object:
+def _validated_parameter(name: str, value: object, *, strict: bool = False) -> object:
+    """Return a parameter that is of the right type and, where it is to be strict, makes sense.
+
+    Upstream asks for sense in metadata and schema only; nothing here depends on the parameters concerned.
+    """
     if name == "space":
         if value not in SPACES:
             raise InvalidArgumentError(f"space must be one of {', '.join(SPACES)}, got: {value!r}")
@@ -59,12 +63,12 @@ def _validated_parameter(name: str, value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidArgumentError(f"{name} must be a number, got: {value!r}")
     if name == "resize_factor":
-        if value <= 0:
+        if strict and value <= 0:
             raise InvalidArgumentError(f"resize_factor must be above 0, got: {value!r}")
         return float(value)
     if not isinstance(value, int) or value < 0:
         raise InvalidArgumentError(f"{name} must be a non-negative integer, got: {value!r}")
-    if name in ("batch_size", "sync_threshold") and value < 2:
+    if strict and name in ("batch_size", "sync_threshold") and value < 2:
         raise InvalidArgumentError(f"Validation error: {name} must be at least 2, got: {value!r}")
     return value
 
@@ -93,7 +97,7 @@ def _legacy_parameters(metadata: Mapping[str, Any]) -> Json:
             continue
         try:
             name = LEGACY_KEYS[key]
-            parameters[name] = _validated_parameter(name, value)
+            parameters[name] = _validated_parameter(name, value, strict=True)
         except KeyError:
             known = ", ".join(LEGACY_KEYS)
             raise InvalidArgumentError(f"{_LEGACY_PROBLEM}: {key} is not one of {known}") from None
@@ -171,18 +175,41 @@ def _is_default_configuration(parameters: Json, embedding_function: object) -> b
 
 
 def _check_user_schema(schema: Mapping[str, Any]) -> None:
-    for part in ("defaults", "keys"):
-        if not isinstance(schema.get(part, {}), Mapping):
-            raise InvalidArgumentError(f"Failed to reconcile schema: {part} must be an object")
-    entries = [schema.get("defaults") or {}, *(schema.get("keys") or {}).values()]
-    for entry in entries:
-        if not isinstance(entry, Mapping):
-            raise InvalidArgumentError("Failed to reconcile schema: a key's entry must be an object")
+    for key, entry in (schema.get("keys") or {}).items():
+        _check_user_key(key, entry)
+    for entry in (schema.get("defaults") or {}, *(schema.get("keys") or {}).values()):
         sparse = (entry.get("sparse_vector") or {}).get("sparse_vector_index") or {}
         if sparse.get("enabled"):
             raise InvalidArgumentError(
                 "Failed to reconcile schema: Invalid schema input: Sparse vector indexing is not enabled in local"
             )
+
+
+def _check_user_key(key: str, entry: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError, in upstream's words, for an entry that its key cannot have."""
+    kinds = {kind for kind, indexes in entry.items() if indexes is not None}
+    vector = (entry.get("float_list") or {}).get("vector_index") or {}
+    config = vector.get("config") or {}
+    problem = ""
+    if key == EMBEDDING_KEY and kinds - {"float_list"}:
+        problem = f"Embedding field cannot have any value types other than float_list: {key}"
+    elif key == DOCUMENT_KEY and kinds - {"string"}:
+        problem = f"Document field cannot have any value types other than string: {key}"
+    elif key not in (EMBEDDING_KEY, DOCUMENT_KEY) and key.startswith("#"):
+        problem = f"key cannot begin with '#'. Keys starting with '#' are reserved for system use: {key}"
+    elif key != EMBEDDING_KEY and vector.get("enabled"):
+        problem = f"Vector index can only be enabled on {EMBEDDING_KEY} field: {key}"
+    elif config.get("source_key") not in (None, DOCUMENT_KEY):
+        problem = f"Vector index can only source from {DOCUMENT_KEY}"
+    if problem:
+        raise InvalidArgumentError(f"Validation error: schema: {problem}")
+    for name, value in (config.get("hnsw") or {}).items():
+        try:
+            _validated_parameter(name, value, strict=True)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(
+                f"Failed to reconcile schema: Invalid HNSW configuration: {error}"
+            ) from error
 
 
 def build(

@@ -126,7 +126,6 @@ class Store:
 
     async def delete_database(self, tenant: str, name: str) -> None:
         """Delete a database and all in it; NotFoundError."""
-        await self.get_database(tenant, name)
         while await self._database.write(lambda c: catalog.drop_some_collections(c, tenant, name)):
             pass
         await self._database.write(lambda c: catalog.delete_database(c, tenant, name))

@@ -95,15 +95,17 @@ def _check(batch: RecordBatch, *, embeddings_required: bool) -> None:
         raise InvalidArgumentError("Embeddings must be finite: NaN or Infinity found")
 
 
-async def _target(connection: Connection, collection_id: UUID, batch: RecordBatch) -> Collection:
-    """Return the collection, with its dimension fixed and checked, and new metadata keys recorded."""
+async def _target(
+    connection: Connection, collection_id: UUID, batch: RecordBatch, *, discover: bool = True
+) -> Collection:
+    """Return the collection, with its dimension fixed and checked and, with `discover`, new metadata keys recorded."""
     collection = await catalog.get_collection_by_id(connection, collection_id)
     if batch.embeddings is not None and len(batch.embeddings):
         dimension = int(batch.embeddings.shape[1])
         if collection.dimension is None:
             collection = await catalog.fix_dimension(connection, collection, dimension)
         require_dimension(collection, dimension)
-    if batch.metadatas is not None:
+    if discover and batch.metadatas is not None:
         await _discover(connection, collection, batch.metadatas)
     return collection
 
@@ -134,13 +136,14 @@ async def add(connection: Connection, collection_id: UUID, batch: RecordBatch) -
     _check(batch, embeddings_required=True)
     if not len(batch):
         return
-    collection = await _target(connection, collection_id, batch)
+    collection = await _target(connection, collection_id, batch, discover=False)
     changes = _fold(batch, first_wins=True)
     cursor = await connection.execute(
         sql.SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(_records(collection)), [list(changes)]
     )
     for row in await cursor.fetchall():
         del changes[row[0]]
+    await _discover(connection, collection, [change.patch for change in changes.values()])
     await _insert(connection, collection, list(changes.values()), _matrix(batch))
 
 

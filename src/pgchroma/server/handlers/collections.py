@@ -82,11 +82,14 @@ async def get_by_id(context: Context, request: Request) -> Response:
 async def modify(context: Context, request: Request) -> Response:
     """Rename, replace metadata, change configuration; what is absent or null stays."""
     payload = _modify.decode(await request.body())
+    configuration = to_dict(payload.new_configuration)
+    if configuration and configuration.get("hnsw") is not None and configuration.get("spann") is not None:
+        raise bad_request("Multiple vector index configurations provided")
     await context.store.modify_collection(
         collection_id(request),
         new_name=payload.new_name,
         new_metadata=metadata.of_collection(payload.new_metadata, "new_metadata", allow_null=True),
-        new_configuration=to_dict(payload.new_configuration),
+        new_configuration=configuration,
     )
     return json_response({})
 

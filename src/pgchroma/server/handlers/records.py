@@ -120,7 +120,7 @@ async def query(context: Context, request: Request) -> Response:
     payload = _query.decode(await request.body())
     collection = collection_id(request)
     wanted = DEFAULT_N_RESULTS if payload.n_results is None else payload.n_results
-    matrix, _, _ = embeddings.decode(payload.query_embeddings, member="query_embeddings")
+    matrix, _, _ = embeddings.decode(payload.query_embeddings, allow_empty=True, member="query_embeddings")
     if matrix is None:
         await context.store.get_collection_by_id(collection)
         return json_response(responses.query_result([], payload.include))
