@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "db": ("pgchroma.cli.db", "db", "Create or upgrade the database schema, show its version."),
     "status": ("pgchroma.cli.status", "status", "Show collections, records and how far the indexes are."),
     "migrate": ("pgchroma.cli.migrate", "migrate", "Move a Chroma folder into pgchroma and prove it."),
+    "backup": ("pgchroma.cli.backup", "backup", "Record, check and show backups; dump and load collections."),
     "verify": ("pgchroma.cli.verify", "verify", "Check a running server or a database."),
 }
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import psycopg
+from psycopg.conninfo import make_conninfo
 
 from pgchroma.errors import ConfigurationError
 
@@ -49,3 +51,20 @@ def required_url(database_url: str | None) -> str:
             "postgresql:///pgchroma?host=/var/run/postgresql&user=pgchroma_app",
         )
     return database_url
+
+
+def with_password(database_url: str, password_file: Path | None) -> str:
+    """Return the URL, completed by the password in a file where there is one; ConfigurationError when either is unusable."""
+    try:
+        password = password_file.read_text().rstrip("\n") if password_file else None
+        return make_conninfo(database_url, password=password) if password else database_url
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read the password file {password_file}: {error.strerror}",
+            hint="check --database-password-file and the file's owner and mode",
+        ) from error
+    except psycopg.ProgrammingError as error:
+        raise ConfigurationError(
+            f"the database URL is not valid: {error}",
+            hint="use postgresql://user@host/database or postgresql:///database?host=/var/run/postgresql&user=NAME",
+        ) from error

@@ -25,6 +25,7 @@ from pgchroma.errors import (
     DatabaseUnreachableError,
     InvalidArgumentError,
 )
+from pgchroma.store import barrier
 
 logger = logging.getLogger("pgchroma.store")
 
@@ -243,7 +244,7 @@ class Database:
             committing = False
             try:
                 async with self.connection() as connection:
-                    await connection.execute("BEGIN")
+                    await connection.execute(barrier.BEGIN_WRITE, prepare=False)
                     result = await work(connection)
                     connection.warnings.clear()
                     committing = True

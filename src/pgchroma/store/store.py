@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.errors import NotFoundError
-from pgchroma.store import catalog, migrations, reads, segments, tables, writes
+from pgchroma.store import barrier, catalog, migrations, reads, segments, tables, writes
 from pgchroma.store import connection as connections
 from pgchroma.store.connection import Connection, StoreSettings
 from pgchroma.store.indexer import Indexer
@@ -94,6 +94,7 @@ class Store:
         try:
             async with self._database.connection() as connection:
                 async with connection.transaction():
+                    await connection.execute(barrier.SHARE)
                     yield connection
                     connection.warnings.clear()
                 connections.require_replicated(connection.warnings)
