@@ -147,7 +147,7 @@ class TestNoticing:
 
     @given(
         st.lists(
-            st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=6),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=6),
             min_size=2,
             max_size=2,
             unique=True,

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from pgchroma import output
-from pgchroma.backup import record, state
+from pgchroma.backup import check, record, state
 from pgchroma.cli.options import database_options, format_option, required_url, with_password
-from pgchroma.errors import ConfigurationError
+from pgchroma.cli.verify import draw_checks
+from pgchroma.errors import ConfigurationError, VerificationError
 
 state_option = click.option(
     "--state-dir",
@@ -203,3 +204,51 @@ def _report(path: Path | None) -> dict[str, Any] | None:
             f"{path} is not JSON: {error}", hint="give the output of check-restored --format json"
         ) from error
     return found if isinstance(found, dict) else {"content": found}
+
+
+@backup.command("check-restored")
+@database_options
+@state_option
+@click.option(
+    "--digests",
+    "digests_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What `record-digests` wrote for the point that was restored to. Default: digests/latest.json in the state directory.",
+)
+@click.option(
+    "--no-digests",
+    is_flag=True,
+    help="The cluster was restored to a time for which nothing was recorded; check only that it is whole.",
+)
+@click.option(
+    "--in-place", is_flag=True, help="The cluster is one that stays in use; create no extensions in it."
+)
+@format_option
+def check_restored(
+    database_url: str | None,
+    database_password_file: Path | None,
+    state_dir: Path,
+    digests_file: Path | None,
+    no_digests: bool,
+    in_place: bool,
+    fmt: output.Format,
+) -> None:
+    """Check a restored cluster: every page, table and B-tree, the digests of every collection, and vector queries.
+
+    Run it as the superuser on a sealed copy, which archives nothing and is thrown away: the extensions amcheck and pg_prewarm
+    are created in it. Ends with exit code 8 when a critical check fails.
+    """
+    recorded = None
+    if not no_digests:
+        recorded = state.read_point(digests_file or state_dir / "digests/latest.json")
+    report = asyncio.run(
+        check.check_restored(
+            with_password(required_url(database_url), database_password_file), recorded, in_place=in_place
+        )
+    )
+    output.emit(report.as_json(), fmt, lambda console: draw_checks(console, report.checks))
+    if report.failed:
+        raise VerificationError(
+            f"critical checks failed: {', '.join(item.id for item in report.failed)}",
+            hint=report.failed[0].hint,
+        )

@@ -72,7 +72,7 @@ def database(database_url: str | None, database_password_file: Path | None, fmt:
 
 
 def _finish(checks: list[Check], fmt: output.Format) -> None:
-    output.emit(outcomes.as_json(checks), fmt, lambda console: _draw(console, checks))
+    output.emit(outcomes.as_json(checks), fmt, lambda console: draw_checks(console, checks))
     failed = [item for item in checks if item.is_critical_failure]
     if failed:
         raise VerificationError(
@@ -81,7 +81,8 @@ def _finish(checks: list[Check], fmt: output.Format) -> None:
         )
 
 
-def _draw(console: Console, checks: list[Check]) -> None:
+def draw_checks(console: Console, checks: list[Check]) -> None:
+    """Draw a table of the outcomes, and below it what to do about those that failed."""
     rows = []
     for item in checks:
         shown = "warning" if item.status == "failed" and item.severity == "warning" else item.status

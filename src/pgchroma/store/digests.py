@@ -204,6 +204,7 @@ def differences(recorded: Digests, found: Digests) -> list[Difference]:
             told.append(Difference(known.path, detail))
         elif one.digest != other.digest:
             told.append(Difference(one.path, _described(one, other)))
+    told.sort(key=lambda item: item.path)
     for kind, digest in recorded.namespaces.items():
         seen = found.namespaces.get(kind, "missing")
         if seen != digest:
