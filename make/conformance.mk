@@ -6,3 +6,15 @@ conformance: venv ## Run chromadb's own tests against the server: make conforman
 .PHONY: conformance-diff
 conformance-diff: venv ## Play a table of raw requests against `chroma run` and the server: make conformance-diff NAMES=where
 	PYTHONPATH=tests $(BIN)/python -m conformance.differential.run $(NAMES)
+
+# Node.js may come from elsewhere than Debian; then npm is a part of it and no package of its own.
+.PHONY: npm-client
+npm-client: venv
+	command -v npm >/dev/null || scripts/install-system-packages nodejs npm
+	PYTHONPATH=tests $(BIN)/python -m conformance.npm_client
+
+unit: npm-client
+
+.PHONY: clients
+clients: npm-client ## Run a round trip of each other client: npm chromadb, langchain, llama-index, asynchronous, cloud
+	$(BIN)/pytest tests/integration/test_real_clients.py
