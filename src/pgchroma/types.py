@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 Float32Matrix: TypeAlias = NDArray[np.float32]
 Scalar: TypeAlias = str | int | float | bool
-MetadataValue: TypeAlias = Scalar | list[str] | list[int] | list[float] | list[bool]
+# A sparse vector: {"#type": "sparse_vector", "indices": [...], "values": [...]} and perhaps "tokens"; see store/sparse.py.
+SparseValue: TypeAlias = dict[str, Any]
+MetadataValue: TypeAlias = Scalar | list[str] | list[int] | list[float] | list[bool] | SparseValue
 Metadata: TypeAlias = Mapping[str, MetadataValue]
 # In an update a value of None deletes the key.
 MetadataPatch: TypeAlias = Mapping[str, MetadataValue | None]

@@ -246,9 +246,6 @@ def test_modify(api: Api, records: str, body: object, status: int, error: str) -
 @pytest.mark.parametrize(
     ("method", "action", "body", "status"),
     [
-        ("POST", "fork", {"new_name": "abcf"}, 501),
-        ("GET", "fork_count", None, 501),
-        ("POST", "search", {"searches": []}, 501),
         ("POST", "functions/attach", {"name": "x", "function_id": "f", "output_collection": "o"}, 501),
         ("POST", "attached_functions/x/detach", {}, 501),
         ("GET", "functions/x", None, 404),

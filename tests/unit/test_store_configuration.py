@@ -118,10 +118,40 @@ def test_configuration_and_schema_at_once_are_refused() -> None:
     assert settled["hnsw"] == SHOWN_DEFAULTS
 
 
-def test_a_sparse_index_is_refused() -> None:
-    mine = {"keys": {"s": {"sparse_vector": {"sparse_vector_index": {"enabled": True}}}}}
-    with pytest.raises(InvalidArgumentError, match="Sparse vector indexing is not enabled in local"):
-        configuration.build(None, mine, None)
+def sparse_index(**config: object) -> dict[str, object]:
+    return {"sparse_vector": {"sparse_vector_index": {"enabled": True, "config": config}}}
+
+
+def test_a_sparse_index_keeps_its_embedding_function() -> None:
+    function = {"type": "known", "name": "chroma_bm25", "config": {"k": 1.2}}
+    mine = {"keys": {"s": sparse_index(source_key="#document", embedding_function=function, bm25=None)}}
+    _, schema = configuration.build(None, mine, None)
+    wanted = {"source_key": "#document", "embedding_function": function, "bm25": False}
+    assert schema["keys"]["s"]["sparse_vector"]["sparse_vector_index"] == {"enabled": True, "config": wanted}
+    assert configuration.sparse_key(schema) == "s"
+    assert configuration.sparse_config(schema, "s") == wanted
+    with pytest.raises(InvalidArgumentError, match="key 'other' with type 'SparseVector'"):
+        configuration.sparse_config(schema, "other")
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"keys": {"s": sparse_index(), "t": sparse_index()}}, "At most one sparse vector index"),
+        ({"defaults": sparse_index()}, "Sparse vector index cannot be enabled by default"),
+        ({"keys": {"s": sparse_index(source_key="#embedding")}}, "source_key.*#embedding"),
+        ({"keys": {"#document": sparse_index()}}, "cannot be on #document"),
+        ({"keys": {"#other": {"string": {"string_inverted_index": OFF}}}}, "#other"),
+        ({"keys": {"k": {"float_list": {"vector_index": {"enabled": True}}}}}, "Vector index can only be.*k"),
+        ({"defaults": {"string": {"fts_index": {"enabled": True}}}}, "cannot be enabled by default"),
+        ({"keys": {"k": 1}}, "k is not"),
+        ({"keys": {"k": {"string": 1}}}, "k.string must be"),
+        ({"keys": {"k": {"string": {"fts_index": 1}}}}, "k.string.fts_index must be"),
+    ],
+)
+def test_indexes_where_none_can_be_are_refused(schema: dict[str, object], named: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=named):
+        configuration.build(None, schema, None)
 
 
 def test_an_update_shows_in_both() -> None:

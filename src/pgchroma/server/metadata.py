@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pgchroma.server.http import HttpError, bad_request, unimplemented, unprocessable
+from pgchroma.server.http import HttpError, bad_request, unprocessable
 from pgchroma.server.payloads import MetadataJson
+from pgchroma.store import sparse
 from pgchroma.types import MetadataPatch
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
@@ -19,7 +20,8 @@ def record_columns(
     """Return the metadata column of a batch; with `allow_null` a value of None deletes its key.
 
     Raises:
-        HttpError: 422 for a value of no allowed type, 400 for a key that cannot be, 501 for a sparse vector.
+        HttpError: 422 for a value of no allowed type, 400 for a key that cannot be.
+        InvalidArgumentError: a sparse vector that cannot be.
     """
     if metadatas is None:
         return None
@@ -71,17 +73,20 @@ def _converted(
                 continue
         elif value is None and not allow_null:
             raise _no_variant(path, key)
-        result[key] = _value(value, path, key)
+        if isinstance(value, dict):
+            if not ("indices" in value and "values" in value):
+                raise _no_variant(path, key)
+            if index is None:
+                raise bad_request(f"{path}.{key}: a collection's metadata cannot hold a sparse vector")
+            result[key] = sparse.check(value, f"{path}.{key}")
+        else:
+            result[key] = _value(value, path, key)
     return result
 
 
 def _value(value: object, path: str, key: str) -> object:
     if isinstance(value, list):
         return _list(value, path, key)
-    if isinstance(value, dict):
-        if "indices" in value and "values" in value:
-            raise unimplemented(f"Unimplemented: Sparse vector is not supported for local chroma: {key}")
-        raise _no_variant(path, key)
     if type(value) is int and not _INT64_MIN <= value <= _INT64_MAX:
         # Upstream reads integers beyond 64 bits as floats.
         return float(value)

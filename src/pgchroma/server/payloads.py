@@ -259,6 +259,12 @@ class ModifyCollectionPayload(Struct):
     new_configuration: ConfigurationUpdate | None = None
 
 
+class ForkPayload(Struct):
+    """Copies a collection."""
+
+    new_name: str
+
+
 class WritePayload(Struct):
     """Adds or upserts records; `embeddings` is decoded by `embeddings.py`."""
 

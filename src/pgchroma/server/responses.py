@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from pgchroma.ranking import Search
+from pgchroma.store.search import SearchRows
 from pgchroma.types import Collection, Include, Rows
 
 
@@ -55,6 +57,36 @@ def query_result(results: Sequence[Rows], names: Sequence[str]) -> dict[str, Any
         "distances": [_floats(rows.distances) for rows in results] if include.distances else None,
         "include": names,
     }
+
+
+def search_result(searches: Sequence[Search], results: Sequence[SearchRows]) -> dict[str, Any]:
+    """Return the answer to a search: in every column an entry per search, null where it was not selected."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("ids", "documents", "embeddings", "metadatas", "scores", "select")
+    }
+    for search, found in zip(searches, results, strict=True):
+        keys = search.select
+        columns["ids"].append(found.rows.ids)
+        columns["documents"].append(found.rows.documents or [] if "#document" in keys else None)
+        columns["embeddings"].append(_floats(found.rows.embeddings) if "#embedding" in keys else None)
+        columns["metadatas"].append(_selected(found.rows.metadatas, keys))
+        columns["scores"].append(_floats(found.scores) if "#score" in keys else None)
+        columns["select"].append(sorted(keys))
+    return columns
+
+
+def _selected(column: Sequence[bytes | None] | None, select: Sequence[str]) -> object:
+    """Return a column of metadata with the selected keys only; null when none is selected."""
+    if "#metadata" in select:
+        return _metadatas(column)
+    keys = [key for key in select if not key.startswith("#")]
+    if not keys:
+        return None
+    found = []
+    for text in column or ():
+        metadata = {} if text is None else orjson.loads(text)
+        found.append({key: metadata[key] for key in keys if key in metadata} or None)
+    return found
 
 
 def _metadatas(column: Sequence[bytes | None] | None) -> list[orjson.Fragment | None]:

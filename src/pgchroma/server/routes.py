@@ -1,6 +1,6 @@
 """Every operation of the API, and the right that each asks of its caller."""
 
-from pgchroma.server.handlers import Context, collections, records, system, tenants
+from pgchroma.server.handlers import Context, beyond, collections, records, system, tenants
 from pgchroma.server.router import Handler, Route, Scope
 
 _DATABASES = "/api/v2/tenants/{tenant}/databases"
@@ -37,16 +37,16 @@ _TABLE: tuple[tuple[str, str, Handler[Context], Scope], ...] = (
     ("POST", f"{_COLLECTION}/delete", records.delete, "write"),
     ("POST", f"{_COLLECTION}/get", records.get, "read"),
     ("POST", f"{_COLLECTION}/query", records.query, "read"),
-    ("POST", f"{_COLLECTION}/search", collections.search, "read"),
-    ("POST", f"{_COLLECTION}/fork", collections.fork, "write"),
-    ("GET", f"{_COLLECTION}/fork_count", collections.fork_count, "read"),
-    ("GET", f"{_COLLECTION}/indexing_status", collections.indexing_status, "read"),
-    ("POST", f"{_COLLECTION}/functions/attach", collections.attach_function, "write"),
-    ("GET", f"{_COLLECTION}/functions/{{function}}", collections.get_function, "read"),
+    ("POST", f"{_COLLECTION}/search", beyond.search, "read"),
+    ("POST", f"{_COLLECTION}/fork", beyond.fork, "write"),
+    ("GET", f"{_COLLECTION}/fork_count", beyond.fork_count, "read"),
+    ("GET", f"{_COLLECTION}/indexing_status", beyond.indexing_status, "read"),
+    ("POST", f"{_COLLECTION}/functions/attach", beyond.attach_function, "write"),
+    ("GET", f"{_COLLECTION}/functions/{{function}}", beyond.get_function, "read"),
     (
         "POST",
         f"{_COLLECTION}/attached_functions/{{function}}/detach",
-        collections.detach_function,
+        beyond.detach_function,
         "write",
     ),
 )

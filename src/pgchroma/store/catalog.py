@@ -12,7 +12,7 @@ from psycopg import sql
 from pgchroma.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from pgchroma.store import configuration as configurations
 from pgchroma.store import metadata as codec
-from pgchroma.store import names, tables, text
+from pgchroma.store import names, sparse, tables, text
 from pgchroma.store.connection import Connection, Row
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection
 
@@ -23,7 +23,7 @@ _CREATE_ATTEMPTS = 20
 
 _COLUMNS = (
     "c.id, c.name, d.tenant, d.name, c.metadata::text, c.metadata_exact, c.configuration::text, c.schema::text, "
-    "c.dimension, c.table_number"
+    "c.dimension, c.table_number, c.version"
 )
 _FROM = "FROM pgchroma.collections c JOIN pgchroma.databases d ON d.id = c.database_id"
 
@@ -48,6 +48,7 @@ def _collection(row: Row) -> Collection:
         schema=codec.decode(row[7], None) or {},
         dimension=row[8],
         table_number=row[9],
+        version=row[10],
     )
 
 
@@ -358,9 +359,15 @@ async def fix_dimension(connection: Connection, collection: Collection, dimensio
     )
     row = await cursor.fetchone()
     if row:
-        for statement in tables.create(row[0], dimension, collection.space):
-            await connection.execute(statement)
+        await create_tables(connection, row[0], dimension, collection)
     return await get_collection_by_id(connection, collection.id)
+
+
+async def create_tables(connection: Connection, number: int, dimension: int, like: Collection) -> None:
+    """Create the tables of a collection, or of a copy of it, under a number that none has used."""
+    indexed = configurations.sparse_key(like.schema) is not None
+    for statement in tables.create(number, dimension, like.space) + sparse.create(number) * indexed:
+        await connection.execute(statement)
 
 
 async def add_discovered_keys(

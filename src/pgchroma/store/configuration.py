@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgchroma.errors import InvalidArgumentError
+from pgchroma.store import schema_rules
 
 Json = dict[str, Any]
 
@@ -174,17 +175,6 @@ def _is_default_configuration(parameters: Json, embedding_function: object) -> b
     return embedding_function in (None, _DEFAULT_FUNCTION) and _are_defaults(parameters)
 
 
-def _check_user_schema(schema: Mapping[str, Any]) -> None:
-    for key, entry in (schema.get("keys") or {}).items():
-        _check_user_key(key, entry)
-    for entry in (schema.get("defaults") or {}, *(schema.get("keys") or {}).values()):
-        sparse = (entry.get("sparse_vector") or {}).get("sparse_vector_index") or {}
-        if sparse.get("enabled"):
-            raise InvalidArgumentError(
-                "Failed to reconcile schema: Invalid schema input: Sparse vector indexing is not enabled in local"
-            )
-
-
 def _check_user_key(key: str, entry: Mapping[str, Any]) -> None:
     """Raise InvalidArgumentError, in upstream's words, for an entry that its key cannot have."""
     kinds = {kind for kind, indexes in entry.items() if indexes is not None}
@@ -226,8 +216,10 @@ def build(
     embedding_function = (configuration or {}).get("embedding_function")
     full = default_schema()
     if schema:
-        _check_user_schema(schema)
-        given = _merge(full, schema)
+        schema_rules.check(schema)
+        for key, entry in (schema.get("keys") or {}).items():
+            _check_user_key(key, entry)
+        given = schema_rules.with_sparse_defaults(_merge(full, schema))
         if not _is_default_schema(given):
             # The schema says everything; clients send a configuration of defaults along with it.
             if not _is_default_configuration(parameters, embedding_function):
@@ -279,7 +271,9 @@ def update(schema: Json, change: Mapping[str, Any]) -> tuple[Json, Json]:
 
 
 def value_type(value: object) -> str:
-    """Return the schema's name of a metadata value's type; a list counts as its elements."""
+    """Return the schema's name of a metadata value's type; a list counts as its elements, an object is a sparse vector."""
+    if isinstance(value, dict):
+        return "sparse_vector"
     if isinstance(value, list):
         return value_type(value[0]) if value else "string"
     if isinstance(value, bool):
@@ -313,6 +307,30 @@ def require_filterable(schema: Json, key: str, kind: str) -> None:
         raise InvalidArgumentError(
             f"Cannot filter using metadata key '{key}' with type '{shown}' because indexing is disabled"
         )
+
+
+def sparse_key(schema: Json) -> str | None:
+    """Return the metadata key whose sparse vectors are indexed; a schema has one at most, fixed when it is created."""
+    for key, entry in schema["keys"].items():
+        if entry.get("sparse_vector", {}).get("sparse_vector_index", {}).get("enabled"):
+            return str(key)
+    return None
+
+
+def sparse_config(schema: Json, key: str) -> Json:
+    """Return the configuration of the sparse index on `key`.
+
+    Raises:
+        InvalidArgumentError: it is off, or there is none.
+    """
+    index = schema["keys"].get(key, {}).get("sparse_vector", {}).get("sparse_vector_index", {})
+    if not index.get("enabled"):
+        raise InvalidArgumentError(
+            f"Cannot filter using metadata key '{key}' with type 'SparseVector' because indexing is disabled",
+            hint="create the collection with a schema that enables a sparse vector index on this key",
+        )
+    config: Json = index.get("config") or {}
+    return config
 
 
 def require_full_text(schema: Json) -> None:

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.errors import NotFoundError
-from pgchroma.store import catalog, segments, tables, vectors
+from pgchroma.store import catalog, operations, segments, tables, vectors
 from pgchroma.store.connection import Connection, StoreSettings
 from pgchroma.store.segments import Segment
 from pgchroma.types import Collection
@@ -71,6 +71,7 @@ class Indexer:
         self._seen.clear()
         while True:
             await self.look(connection)
+            await operations.settle(connection, self._settings.index_minimum_rows)
             await asyncio.sleep(self._settings.indexer_interval_seconds)
 
     async def _is_leader(self, connection: Connection) -> bool:

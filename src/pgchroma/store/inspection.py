@@ -63,8 +63,9 @@ async def server(connection: Connection) -> Server:
 async def catalog(connection: Connection) -> Catalog:
     """Compare the catalog with the tables and indexes there are; the schema must be in place."""
     cursor = await connection.execute(
-        "WITH named AS (SELECT kind || table_number AS name FROM pgchroma.collections, unnest(ARRAY['r', 'v']) AS kind "
-        "WHERE table_number IS NOT NULL), "
+        "WITH named AS (SELECT kind || table_number AS name FROM pgchroma.collections, unnest(ARRAY['r', 'v', 's']) AS kind "
+        "WHERE table_number IS NOT NULL AND (kind <> 's' OR jsonb_path_exists(schema, "
+        "'$.keys.*.sparse_vector.sparse_vector_index ? (@.enabled == true)'))), "
         "existing AS (SELECT relname::text AS name FROM pg_class WHERE relnamespace = %(schema)s::regnamespace AND relkind = 'r') "
         "SELECT (SELECT count(*) FROM pgchroma.collections), "
         "ARRAY(SELECT name FROM named EXCEPT SELECT name FROM existing ORDER BY 1), "

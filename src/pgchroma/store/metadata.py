@@ -3,6 +3,9 @@
 jsonb keeps numbers as decimals: it forgets that 1e16 was a float, has no negative zero and refuses NaN and infinity. Floats are
 therefore always written with a decimal point, and what jsonb cannot hold at all is kept beside it as text (`exact`), in which
 JSON's own spelling of -0.0 and the names NaN, Infinity and -Infinity stand as Python's json module writes them.
+
+Sparse vectors are objects, which no filter looks into: they are left out of the jsonb, so that its index stays free of them,
+and kept in `exact` alone.
 """
 
 import json
@@ -35,14 +38,16 @@ def _needs_care(value: object) -> bool:
         return text.encode(value) is not value
     if isinstance(value, list):
         return any(_needs_care(item) for item in value)
-    return False
+    return isinstance(value, dict)
 
 
 def _is_inexact(value: object) -> bool:
     """Whether jsonb cannot hold the value."""
     if isinstance(value, float):
         return not math.isfinite(value) or (value == 0.0 and math.copysign(1.0, value) < 0)
-    return isinstance(value, list) and any(_is_inexact(item) for item in value)
+    if isinstance(value, list):
+        return any(_is_inexact(item) for item in value)
+    return isinstance(value, dict)
 
 
 def _careful(value: object) -> object:
@@ -65,11 +70,28 @@ def encode(metadata: Mapping[str, Any]) -> tuple[bytes, str | None]:
     special_key = any(text.encode(key) is not key for key in metadata)
     if not special_key and not any(map(_needs_care, metadata.values())):
         return _encode_json(metadata), None
-    encoded = {text.encode(key): _careful(value) for key, value in metadata.items()}
-    exact = None
-    if any(map(_is_inexact, metadata.values())):
-        exact = text.encode(json.dumps(dict(metadata), ensure_ascii=True, allow_nan=True))
+    encoded = {
+        text.encode(key): _careful(value) for key, value in metadata.items() if not isinstance(value, dict)
+    }
+    exact = _exact(metadata) if any(map(_is_inexact, metadata.values())) else None
     return _encode_json(encoded), exact
+
+
+def _exact(metadata: Mapping[str, Any]) -> str:
+    """Return the object as JSON in ASCII, in which nothing needs encoding."""
+    if not any(isinstance(value, dict) for value in metadata.values()):
+        return json.dumps(dict(metadata), ensure_ascii=True, allow_nan=True)
+    # Sparse vectors hold hundreds of finite numbers; the quick encoder has no names for others and leaves non-ASCII as it is.
+    quick = _encode_json(metadata)
+    if quick.isascii() and not any(_has_non_finite(value) for value in metadata.values()):
+        return quick.decode("ascii")
+    return json.dumps(dict(metadata), ensure_ascii=True, allow_nan=True)
+
+
+def _has_non_finite(value: object) -> bool:
+    if isinstance(value, list):
+        return any(_has_non_finite(item) for item in value)
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def decode(stored: bytes | str | None, exact: str | None) -> dict[str, Any] | None:
@@ -113,6 +135,8 @@ def to_json(stored: bytes | None, exact: str | None) -> bytes | None:
     """Return the metadata as standard JSON text for an answer; non-finite floats, which JSON lacks, become null."""
     if exact is None and (stored is None or not text.has_special(stored)):
         return stored
+    if exact is not None and "NaN" not in exact and "Infinity" not in exact:
+        return exact.encode()
     return _encode_json(decode(stored, exact))
 
 

@@ -11,10 +11,24 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.errors import NotFoundError
-from pgchroma.store import barrier, catalog, migrations, reads, segments, tables, writes
+from pgchroma.ranking import Search
+from pgchroma.store import (
+    barrier,
+    catalog,
+    fork,
+    migrations,
+    operations,
+    reads,
+    search,
+    segments,
+    tables,
+    writes,
+)
 from pgchroma.store import connection as connections
 from pgchroma.store.connection import Connection, StoreSettings
 from pgchroma.store.indexer import Indexer
+from pgchroma.store.operations import IndexingStatus
+from pgchroma.store.search import SearchRows
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, RecordBatch, Rows
 
 
@@ -221,6 +235,20 @@ class Store:
         """Delete a collection; NotFoundError."""
         await self._database.write(lambda c: catalog.delete_collection(c, tenant, database, name))
 
+    async def fork(
+        self, collection_id: UUID, new_name: str, tenant: str | None = None, database: str | None = None
+    ) -> Collection:
+        """Copy a collection as it is now into a new one; NotFoundError, AlreadyExistsError, InvalidArgumentError."""
+        return await self._database.write(lambda c: fork.fork(c, collection_id, new_name, tenant, database))
+
+    async def fork_count(self, collection_id: UUID) -> int:
+        """Return how many forks there are of a collection's lineage; NotFoundError."""
+        return await self._database.read(lambda c: fork.count(c, collection_id))
+
+    async def indexing_status(self, collection_id: UUID) -> IndexingStatus:
+        """Return how far the indexer is with a collection; NotFoundError."""
+        return await self._database.read(lambda c: operations.status(c, collection_id))
+
     async def reset(self) -> None:
         """Delete everything."""
         while await self._database.write(lambda c: catalog.drop_some_collections(c, None, None)):
@@ -265,6 +293,10 @@ class Store:
         return await self._database.read(
             lambda c: reads.query(c, collection_id, embeddings, n_results, selection, include)
         )
+
+    async def search(self, collection_id: UUID, searches: Sequence[Search]) -> list[SearchRows]:
+        """Return the result of each search, best first."""
+        return await self._database.read(lambda c: search.search(c, collection_id, searches))
 
     # Bulk loading and reading, for migrator and verifier
 

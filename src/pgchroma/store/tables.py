@@ -60,4 +60,7 @@ def cancel_builds(number: int) -> sql.Composed:
 
 def drop(number: int) -> sql.Composed:
     """Return the statement that drops a collection's tables."""
-    return sql.SQL("DROP TABLE IF EXISTS {}, {}").format(records(number), embeddings(number))
+    # The third one is that of sparse vectors, store/sparse.py, which few collections have.
+    return sql.SQL("DROP TABLE IF EXISTS {}, {}, {}").format(
+        records(number), embeddings(number), sql.Identifier(SCHEMA, f"s{number}")
+    )

@@ -15,6 +15,8 @@ from pgchroma.errors import InvalidArgumentError
 from pgchroma.store import configuration, metadata, text
 from pgchroma.store.regex import Regex
 
+# What stands for a record's id in a clause.
+ID_KEY = "#id"
 MAX_DEPTH = 64
 # A statement may have 65,535 bound values; each condition takes up to three of them.
 MAX_CONDITIONS = 20_000
@@ -128,6 +130,8 @@ class Compiler:
             if not isinstance(operand, Mapping) or len(operand) != 1:
                 raise _invalid("#document takes an object with exactly one operator")
             return self._document_leaf(*next(iter(operand.items())), name="where")
+        if key == ID_KEY:
+            return self._id_leaf(operand)
         if key.startswith("$"):
             raise _invalid(f"unknown operator {key!r}")
         if not isinstance(operand, Mapping):
@@ -175,6 +179,20 @@ class Compiler:
         if operator in _ORDER and (isinstance(value, str | bool)):
             raise _invalid(f"{operator} for key {key!r} takes a number")
         return configuration.value_type(value)
+
+    def _id_leaf(self, operand: object) -> Condition:
+        if not isinstance(operand, Mapping):
+            operand = {"$eq": operand}
+        if len(operand) != 1:
+            raise _invalid(f"{ID_KEY} takes exactly one operator")
+        operator, value = next(iter(operand.items()))
+        if operator not in ("$eq", "$ne", "$in", "$nin"):
+            raise _invalid(f"unknown operator {operator!r} for {ID_KEY}; it takes $eq, $ne, $in and $nin")
+        ids = value if operator in ("$in", "$nin") else [value]
+        if not isinstance(ids, list) or not all(isinstance(entry, str) for entry in ids):
+            raise _invalid(f"{operator} for {ID_KEY} takes {'a list of ids' if ids is value else 'an id'}")
+        condition = self._sql("record.id = ANY({}::text[])", [text.id_key(entry)[0] for entry in ids])
+        return condition if operator in ("$eq", "$in") else _not(condition)
 
     def _document_leaf(self, operator: str, value: object, name: str = "where document") -> Condition:
         if operator not in _DOCUMENT_OPERATORS:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
-from pgchroma.store import catalog, configuration, metadata, reads, tables, text, vectors
+from pgchroma.store import catalog, configuration, metadata, operations, reads, sparse, tables, text, vectors
 from pgchroma.store.connection import Connection
 from pgchroma.types import Collection, Filter, Float32Matrix, Record, RecordBatch
 
@@ -145,6 +145,7 @@ async def add(connection: Connection, collection_id: UUID, batch: RecordBatch) -
         del changes[row[0]]
     await _discover(connection, collection, [change.patch for change in changes.values()])
     await _insert(connection, collection, list(changes.values()), _matrix(batch))
+    await operations.note(connection, collection_id, len(batch))
 
 
 async def upsert(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
@@ -158,6 +159,7 @@ async def upsert(connection: Connection, collection_id: UUID, batch: RecordBatch
     await _update(connection, collection, existing, _matrix(batch))
     new = [change for change in changes.values() if not change.seq]
     await _insert(connection, collection, new, _matrix(batch))
+    await operations.note(connection, collection_id, len(batch))
 
 
 async def update(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
@@ -172,6 +174,7 @@ async def update(connection: Connection, collection_id: UUID, batch: RecordBatch
     existing = await _lock(connection, collection, changes)
     await _discover(connection, collection, [change.patch for change in existing])
     await _update(connection, collection, existing, _matrix(batch))
+    await operations.note(connection, collection_id, len(batch))
 
 
 async def delete(connection: Connection, collection_id: UUID, selection: Filter) -> int:
@@ -201,6 +204,8 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
         # Separate statements: they must see what other transactions committed while this one waited for the locks.
         await _delete_rows(connection, _records(collection), [row[0] for row in rows])
         await _delete_rows(connection, _embeddings(collection), [row[1] for row in rows])
+        await sparse.delete(connection, collection, [row[0] for row in rows])
+        await operations.note(connection, collection_id, len(rows))
     return len(rows)
 
 
@@ -221,6 +226,7 @@ async def copy_records(connection: Connection, collection: Collection, records: 
     matrix = np.stack(embeddings)
     require_dimension(collection, int(matrix.shape[1]))
     await _insert(connection, collection, changes, matrix)
+    await operations.note(connection, collection.id, len(records))
     return len(records)
 
 
@@ -306,6 +312,7 @@ async def _update(
             [exact for _, exact in encoded],
         ],
     )
+    await sparse.update(connection, collection, {change.seq: change.patch for change in changes})
 
 
 async def _insert(
@@ -331,6 +338,7 @@ async def _insert(
     await _copy(connection, _records(collection), b"".join(buffer))
     matrix = embeddings[_row_numbers(changes)]
     await _copy(connection, _embeddings(collection), vectors.copy_buffer(seqs, seqs, matrix))
+    await sparse.insert(connection, collection, {change.seq: change.patch for change in changes})
 
 
 def _row_numbers(changes: Sequence[_Change]) -> NDArray[np.int64]:

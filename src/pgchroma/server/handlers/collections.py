@@ -1,10 +1,10 @@
-"""Collections: by name and by id, and the operations that upstream's single node does not have either."""
+"""Collections: by name and by id."""
 
 from uuid import UUID
 
 from pgchroma.server import metadata, responses
 from pgchroma.server.handlers import Context
-from pgchroma.server.http import HttpError, Request, Response, bad_request, json_response, unimplemented
+from pgchroma.server.http import Request, Response, bad_request, json_response
 from pgchroma.server.payloads import CreateCollectionPayload, Decoder, ModifyCollectionPayload, to_dict
 
 _create: Decoder[CreateCollectionPayload] = Decoder(CreateCollectionPayload)
@@ -100,42 +100,3 @@ async def delete(context: Context, request: Request) -> Response:
         request.params["tenant"], request.params["database"], request.params["collection"]
     )
     return json_response({})
-
-
-async def fork(context: Context, request: Request) -> Response:
-    """Refuse, as upstream's single node does."""
-    await context.store.get_collection_by_id(collection_id(request))
-    raise unimplemented("Collection forking is unsupported for local chroma")
-
-
-async def fork_count(context: Context, request: Request) -> Response:
-    """Refuse, as upstream's single node does."""
-    await context.store.get_collection_by_id(collection_id(request))
-    raise unimplemented("Count forks is unsupported for local chroma")
-
-
-async def indexing_status(context: Context, request: Request) -> Response:
-    """Refuse; upstream's single node answers 500 here."""
-    await context.store.get_collection_by_id(collection_id(request))
-    raise unimplemented("Indexing status is not implemented")
-
-
-async def search(context: Context, request: Request) -> Response:
-    """Refuse, as upstream's single node does."""
-    await context.store.get_collection_by_id(collection_id(request))
-    raise unimplemented("Search operation is not implemented for local executor")
-
-
-async def attach_function(_context: Context, _request: Request) -> Response:
-    """Refuse, as upstream's single node does."""
-    raise unimplemented("Attached functions are not implemented: no function can be attached to a collection")
-
-
-async def detach_function(_context: Context, _request: Request) -> Response:
-    """Refuse, as upstream's single node does."""
-    raise unimplemented("Attached functions are not implemented: no function can be detached")
-
-
-async def get_function(_context: Context, _request: Request) -> Response:
-    """Find none, as upstream's single node does."""
-    raise HttpError(404, "NotFoundError", "Attached function not found")
