@@ -85,6 +85,11 @@ DOCUMENT_KEY = Deviation(
     "`#document` takes the operators of documents",
     "Same status and error name; the message names the operator instead of a switched-off index.",
 )
+ID_KEY = Deviation(
+    "A filter may be about ids",
+    "`#id` in a `where`, which Chroma's search knows, means the record's id in a get, query and delete, too. Upstream's single node takes it for a "
+    "metadata key, which no record has.",
+)
 NUL = Deviation(
     "U+0000 is a character like any other",
     "Upstream's full-text index takes `$contains` of U+0000 for an empty text, which every document contains.",
