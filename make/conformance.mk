@@ -18,3 +18,7 @@ unit: npm-client
 .PHONY: clients
 clients: npm-client ## Run a round trip of each other client: npm chromadb, langchain, llama-index, asynchronous, cloud
 	$(BIN)/pytest tests/integration/test_real_clients.py
+
+.PHONY: model
+model: venv ## Compare the server with a model in memory over many random sequences: make model EXAMPLES=2000
+	PGCHROMA_MODEL_EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/pytest tests/integration/test_http_model.py
