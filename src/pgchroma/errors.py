@@ -32,6 +32,10 @@ class DatabaseUnreachableError(PgchromaError):
     exit_code = ExitCode.DATABASE_UNREACHABLE
 
 
+class BusyError(DatabaseUnreachableError):
+    """Every connection of the process is in use, and none became free in time."""
+
+
 class DatabaseNotReadyError(PgchromaError):
     """PostgreSQL answers, but schema, extension or version are not as needed."""
 

@@ -8,6 +8,8 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from pgchroma.errors import InvalidArgumentError
+
 Float32Matrix: TypeAlias = NDArray[np.float32]
 Scalar: TypeAlias = str | int | float | bool
 # A sparse vector: {"#type": "sparse_vector", "indices": [...], "values": [...]} and perhaps "tokens"; see store/sparse.py.
@@ -19,6 +21,7 @@ MetadataPatch: TypeAlias = Mapping[str, MetadataValue | None]
 
 DEFAULT_TENANT = "default_tenant"
 DEFAULT_DATABASE = "default_database"
+_BIGINT_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,12 @@ class Filter:
     where_document: Mapping[str, Any] | None = None
     limit: int | None = None
     offset: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what PostgreSQL's bigint, which LIMIT and OFFSET are, does not hold."""
+        for name, value in (("limit", self.limit), ("offset", self.offset)):
+            if value is not None and not 0 <= value <= _BIGINT_MAX:
+                raise InvalidArgumentError(f"{name} is {value}, but must lie between 0 and {_BIGINT_MAX}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,12 @@ def test_what_goes_wrong_unforeseen_is_told_by_its_request_id_only(
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_its_name(variable: str, value: str, words: list[str]) -> None:
-    environment = {"PATH": "/usr/bin:/bin", "PGCHROMA_DATABASE_URL": "postgresql:///none", variable: value}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PGCHROMA_DATABASE_URL": "postgresql:///none",
+        "PGCHROMA_AUTH": "off",
+        variable: value,
+    }
     done = subprocess.run([PROGRAM, "serve"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.CONFIGURATION
     for word in words:

@@ -122,7 +122,7 @@ async def test_check_ready_names_what_is_missing(
 
 async def test_the_app_role_can_do_all_the_store_does(owned_url: str) -> None:
     report = await migrations.upgrade(as_role(owned_url, OWNER), app_role=APP, monitor_role=MONITOR)
-    assert len(report.granted) == 4
+    assert len(report.granted) == 5
     assert not (
         await migrations.upgrade(as_role(owned_url, OWNER), app_role=APP, monitor_role=MONITOR)
     ).changed
@@ -185,8 +185,14 @@ async def test_each_role_can_do_no_more_than_it_should(owned_url: str) -> None:
             "DELETE FROM pgchroma.schema_migrations",
             "ALTER SEQUENCE pgchroma.record_seqs RESTART",
             "DROP EXTENSION vector",
+            "INSERT INTO pgchroma.tokens (id, name, digest, scope) VALUES ('x', 'x', decode(repeat('00', 32), 'hex'), 'operator')",
+            "UPDATE pgchroma.tokens SET scope = 'operator', tenant = NULL",
+            "UPDATE pgchroma.tokens SET revoked_at = NULL",
+            "DELETE FROM pgchroma.tokens",
+            "UPDATE pgchroma.token_version SET version = 0",
         ],
         MONITOR: [
+            "SELECT digest FROM pgchroma.tokens",
             f"TABLE pgchroma_data.r{number}",
             f"TABLE pgchroma_data.v{number}",
             "UPDATE pgchroma.collections SET name = 'x'",
@@ -203,6 +209,9 @@ async def test_each_role_can_do_no_more_than_it_should(owned_url: str) -> None:
         (collection.name,)
     ]
     assert execute(as_role(owned_url, APP), "SELECT count(*) FROM pgchroma.schema_migrations")[0][0] >= 1
+    # A server must be able to note that a token was used, or it would log that it cannot, every second.
+    with psycopg.connect(as_role(owned_url, APP)) as app:
+        app.execute("UPDATE pgchroma.tokens SET last_used_at = now()")
 
 
 async def test_a_store_without_rights_says_what_to_run(owned_url: str) -> None:

@@ -82,6 +82,7 @@ def running_server(
     variables |= {
         "PGCHROMA_DATABASE_URL": database_url,
         "PGCHROMA_ALLOW_RESET": "true",
+        "PGCHROMA_AUTH": "off",
         **(environment or {}),
     }
     command = [str(PROGRAM), "serve", "--port", str(port), "--workers", str(workers)]

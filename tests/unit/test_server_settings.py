@@ -73,11 +73,13 @@ def test_without_a_database_nothing_starts() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "no-such-host.invalid"])  # noqa: S104
 def test_an_open_server_for_everyone_needs_consent(host: str) -> None:
+    open_to_all = {**URL, "PGCHROMA_HOST": host, "PGCHROMA_AUTH": "off"}
     with pytest.raises(ConfigurationError, match="PGCHROMA_AUTH=off") as caught:
-        ServerSettings.load({**URL, "PGCHROMA_HOST": host})
+        ServerSettings.load(open_to_all)
     assert "PGCHROMA_ALLOW_UNAUTHENTICATED=true" in caught.value.hint
-    accepted = {**URL, "PGCHROMA_HOST": host, "PGCHROMA_ALLOW_UNAUTHENTICATED": "true"}
+    accepted = {**open_to_all, "PGCHROMA_ALLOW_UNAUTHENTICATED": "true"}
     assert ServerSettings.load(accepted).host == host
+    assert ServerSettings.load({**URL, "PGCHROMA_HOST": host}).auth == "token"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])

@@ -18,6 +18,7 @@ from pgchroma.exit_codes import ExitCode
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("pgchroma.cli.serve", "serve", "Run the HTTP server."),
     "db": ("pgchroma.cli.db", "db", "Create or upgrade the database schema, show its version."),
+    "token": ("pgchroma.cli.token", "token", "Create, list and revoke the tokens of the server's clients."),
     "status": ("pgchroma.cli.status", "status", "Show collections, records and how far the indexes are."),
     "migrate": ("pgchroma.cli.migrate", "migrate", "Move a Chroma folder into pgchroma and prove it."),
     "backup": ("pgchroma.cli.backup", "backup", "Record, check and show backups; dump and load collections."),

@@ -51,15 +51,29 @@ def verify() -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Certificate that the server's must be signed by. Default: those the system trusts.",
 )
+@click.option(
+    "--token-file",
+    envvar="PGCHROMA_TOKEN_FILE",
+    show_envvar=True,
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="File with a token that may write to that database. Default: none, for a server that asks for none.",
+)
 @format_option
 def server(
-    url: str, tenant: str, database: str, timeout_seconds: float, ca_file: Path | None, fmt: output.Format
+    url: str,
+    tenant: str,
+    database: str,
+    timeout_seconds: float,
+    ca_file: Path | None,
+    token_file: Path | None,
+    fmt: output.Format,
 ) -> None:
     """Check that a server is alive and ready, and write, read, search and delete in a scratch collection.
 
     Can be run at any time: the collection has a name of its own and is removed again.
     """
-    front = Front(url, timeout_seconds, str(ca_file) if ca_file else None)
+    token = token_file.read_text(encoding="utf-8").strip() if token_file else None
+    front = Front(url, timeout_seconds, str(ca_file) if ca_file else None, token)
     _finish(check_server(front, tenant, database), fmt)
 
 

@@ -7,14 +7,16 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from pgchroma.server import errors, logs
+from pgchroma.server import errors, logs, metrics
+from pgchroma.server.auth import Guard
 from pgchroma.server.handlers import Context
-from pgchroma.server.http import HttpError, Receive, Request, Response, Scope, Send
+from pgchroma.server.http import CHROMA_ERROR, HttpError, Receive, Request, Response, Scope, Send
 from pgchroma.server.middleware import RequestLog
 from pgchroma.server.router import Router
 from pgchroma.server.routes import ROUTES
 from pgchroma.server.settings import ServerSettings
-from pgchroma.store import Store
+from pgchroma.store import Store, bounds
+from pgchroma.store.watch import Watch
 
 logger = logging.getLogger("pgchroma.server")
 
@@ -31,7 +33,10 @@ class Application:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._router = Router(ROUTES)
+        self.metrics = metrics.Metrics()
         self._context: Context | None = None
+        self._guard: Guard | None = None
+        self._seconds = settings.request_timeout_seconds or None
         self._indexer: asyncio.Task[None] | None = None
         self._requests: set[asyncio.Task[Any]] = set()
 
@@ -47,15 +52,16 @@ class Application:
             self._requests.add(task)
             task.add_done_callback(self._requests.discard)
         response = await self._answer(scope, receive)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(response.body)).encode()),
-            *response.headers,
-        ]
+        if response.error:
+            self.metrics.failed(response.error)
+        headers = [(b"content-length", str(len(response.body)).encode()), *response.headers]
+        if response.content_type is not None:
+            headers.append((b"content-type", response.content_type))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        request = None
         try:
             path: bytes = scope.get("raw_path") or scope["path"].encode()
             if path == _RETIRED or path.startswith(_RETIRED + b"/"):
@@ -65,12 +71,22 @@ class Application:
             request = Request(scope, receive, params, max_body_bytes=self._settings.max_body_bytes)
             if self._context is None:
                 raise RuntimeError("a request before the start of the application")
-            response = await route.handler(self._context, request)
+            async with asyncio.timeout(self._seconds):
+                if self._guard is not None and route.scope != "open":
+                    request.token = await self._guard.admit(route.scope, request)
+                    if "collection" in params:
+                        # An id says nothing of the database that its collection is in; the store looks.
+                        bounds.confine(params["tenant"], params["database"])
+                response = await route.handler(self._context, request)
             scope["body_bytes"] = request.body_bytes
         except asyncio.CancelledError:
             # The time granted at a stop is over; nothing follows this answer, so that swallowing the cancellation harms nobody.
             return errors.response_to(
                 HttpError(503, "ServiceUnavailable", "The server stopped before the request was done")
+            )
+        except TimeoutError as error:
+            return errors.response_to(
+                error if self._seconds is None or request is None else _too_slow(request, self._seconds)
             )
         except Exception as error:  # noqa: BLE001 - whatever goes wrong, the client gets an answer and the log the rest
             return errors.response_to(error)
@@ -79,7 +95,12 @@ class Application:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         store = await Store.open(self._settings.database_url, self._settings.store_settings())
-        self._context = Context(store, self._settings)
+        asks_for_tokens = self._settings.auth != "off"
+        watch = store.watch(with_tokens=asks_for_tokens)
+        watch.on_look = lambda: self.metrics.sample(len(self._requests), store.pool_stats())
+        watching = asyncio.create_task(_keep_watching(watch), name="watch")
+        self._guard = Guard(watch) if asks_for_tokens else None
+        self._context = Context(store, self._settings, watch, self.metrics)
         if self._settings.indexer:
             self._indexer = asyncio.create_task(_keep_indexing(store), name="indexer")
         # What lives now lives until the end; the collector need not look at it again.
@@ -94,8 +115,39 @@ class Application:
             self._indexer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._indexer
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
         await store.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _too_slow(request: Request, seconds: float) -> HttpError:
+    """Return the answer to a request whose time is over: 408 where its body is still under way, else 503."""
+    if request.is_reading:
+        return HttpError(
+            408,
+            CHROMA_ERROR,
+            f"The body did not arrive within {seconds:g} s (PGCHROMA_REQUEST_TIMEOUT_SECONDS)",
+            [(b"connection", b"close")],
+        )
+    return HttpError(
+        503,
+        "ServiceUnavailable",
+        f"The request took longer than {seconds:g} s (PGCHROMA_REQUEST_TIMEOUT_SECONDS) and was given up; "
+        "a write may have been done, and an upsert is safe to repeat",
+        errors.RETRY_AFTER,
+    )
+
+
+async def _keep_watching(watch: Watch) -> None:
+    """Run the watch; it ends by itself only through a fault of its own."""
+    while True:
+        try:
+            await watch.run()
+        except Exception:
+            logger.exception("the watch over PostgreSQL failed; it starts again")
+        await asyncio.sleep(1.0)
 
 
 async def _keep_indexing(store: Store) -> None:
@@ -117,4 +169,5 @@ class ApplicationFactory:
     def __call__(self) -> RequestLog:
         """Return the application with its request log around it; the worker's logs go where the parent's do."""
         logs.configure(self.settings.log_level)
-        return RequestLog(Application(self.settings), access_log=self.settings.access_log)
+        application = Application(self.settings)
+        return RequestLog(application, application.metrics, access_log=self.settings.access_log)

@@ -16,6 +16,7 @@ from pgchroma.server.http import CHROMA_ERROR, INVALID_ARGUMENT, Headers, HttpEr
 
 logger = logging.getLogger("pgchroma.server")
 
+UNAVAILABLE = "ServiceUnavailable"
 RETRY_AFTER: Headers = [(b"retry-after", b"1")]
 # Upstream calls a wrong dimension an invalid argument, too; "already exists" has no class in its clients.
 _ANSWERS: tuple[tuple[type[PgchromaError], int, str], ...] = (
@@ -30,20 +31,28 @@ _UNAVAILABLE = (DatabaseUnreachableError, DatabaseNotReadyError)
 def body_of_unavailable(error: PgchromaError) -> dict[str, str]:
     """Return the body of a 503: what is missing and what to do about it."""
     hint = f"; {error.hint}" if error.hint else ""
-    return {"error": "ServiceUnavailable", "message": f"{error.message}{hint}"}
+    return {"error": UNAVAILABLE, "message": f"{error.message}{hint}"}
 
 
 def response_to(error: Exception) -> Response:
     """Return the answer to a request that ended in `error`; what nobody foresaw is logged and says nothing but its request id."""
     if isinstance(error, HttpError):
-        return json_response({"error": error.error, "message": error.message}, error.status, error.headers)
+        return _refusal(error.error, error.message, error.status, error.headers)
     if isinstance(error, _UNAVAILABLE):
-        return json_response(body_of_unavailable(error), 503, RETRY_AFTER)
+        answer = json_response(body_of_unavailable(error), 503, RETRY_AFTER)
+        answer.error = UNAVAILABLE
+        return answer
     for kind, status, name in _ANSWERS:
         if isinstance(error, kind):
-            return json_response({"error": name, "message": str(error)}, status)
+            return _refusal(name, str(error), status)
     logger.error("request failed unexpectedly", exc_info=error)
     message = (
         f"The server failed on this request; its log tells more under request id {logs.request_id.get()}"
     )
-    return json_response({"error": "InternalError", "message": message}, 500)
+    return _refusal("InternalError", message, 500)
+
+
+def _refusal(name: str, message: str, status: int, headers: Headers | None = None) -> Response:
+    answer = json_response({"error": name, "message": message}, status, headers)
+    answer.error = name
+    return answer

@@ -8,12 +8,15 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from pgchroma.store.tokens import Token
+
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
+JSON = b"application/json"
 U32_MAX = 2**32 - 1
 INVALID_ARGUMENT = "InvalidArgumentError"
 # What upstream calls everything that its clients have no class of their own for.
@@ -54,11 +57,13 @@ def unimplemented(message: str) -> HttpError:
 
 @dataclass(slots=True)
 class Response:
-    """A whole response; bodies are JSON."""
+    """A whole response; `content_type` is None for one without a body, `error` the name of what went wrong, for the metrics."""
 
     body: bytes
     status: int = 200
     headers: Headers = field(default_factory=list)
+    content_type: bytes | None = JSON
+    error: str = ""
 
 
 def json_response(value: object, status: int = 200, headers: Headers | None = None) -> Response:
@@ -69,7 +74,7 @@ def json_response(value: object, status: int = 200, headers: Headers | None = No
 class Request:
     """One HTTP request, its path parameters decoded."""
 
-    __slots__ = ("_max_body_bytes", "_receive", "body_bytes", "params", "scope")
+    __slots__ = ("_max_body_bytes", "_receive", "body_bytes", "is_reading", "params", "scope", "token")
 
     def __init__(
         self, scope: Scope, receive: Receive, params: dict[str, str], *, max_body_bytes: int
@@ -77,6 +82,10 @@ class Request:
         self.scope = scope
         self.params = params
         self.body_bytes = 0
+        # Whether the body is still under way, so that it is the client who is slow.
+        self.is_reading = False
+        # Who asks; None when the server asks nobody for a token.
+        self.token: Token | None = None
         self._receive = receive
         self._max_body_bytes = max_body_bytes
 
@@ -99,6 +108,7 @@ class Request:
         declared = self.header(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > self._max_body_bytes:
             raise self._too_large()
+        self.is_reading = True
         message = await self._receive()
         if not message.get("more_body"):
             body = bytes(message.get("body", b""))
@@ -113,6 +123,7 @@ class Request:
                 if self.body_bytes > self._max_body_bytes:
                     raise self._too_large()
             body = b"".join(parts)
+        self.is_reading = False
         if message["type"] == "http.disconnect":
             raise bad_request("the connection was closed before the whole body arrived")
         if self.body_bytes > self._max_body_bytes:

@@ -1,4 +1,4 @@
-"""What happens around every request: an id, the time it took, and a line in the log."""
+"""What happens around every request: an id, the time it took, its metrics and a line in the log."""
 
 import logging
 import re
@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable
 
 from pgchroma.server import logs
 from pgchroma.server.http import Message, Receive, Scope, Send
+from pgchroma.server.metrics import Metrics
 
 logger = logging.getLogger("pgchroma.access")
 
 _USABLE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # Asked every few seconds by load balancers; not worth a line when all is well.
-_PROBES = frozenset({"/api/v2", "/api/v2/heartbeat", "/api/v2/healthcheck"})
+_PROBES = frozenset({"/api/v2", "/api/v2/heartbeat", "/api/v2/healthcheck", "/metrics"})
 
 
 class RequestLog:
@@ -22,8 +23,11 @@ class RequestLog:
     The answer carries the id as `x-request-id` and as `chroma-trace-id`, which upstream's clients show in their exceptions.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], *, access_log: bool) -> None:
+    def __init__(
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], metrics: Metrics, *, access_log: bool
+    ) -> None:
         self._app = app
+        self._metrics = metrics
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,8 +51,10 @@ class RequestLog:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
-        if status >= 500 or (self._access_log and not (status == 200 and scope.get("route") in _PROBES)):
-            seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        route = scope.get("route")
+        self._metrics.answered(scope["method"], route, status, seconds)
+        if status >= 500 or (self._access_log and not (status == 200 and route in _PROBES)):
             _log(scope, status, size, seconds)
 
 
@@ -70,5 +76,6 @@ def _log(scope: Scope, status: int, size: int, seconds: float) -> None:
         "bytes_in": scope.get("body_bytes", 0),
         "bytes_out": size,
         "client": client[0] if client else None,
+        "token": scope.get("token"),
     }
     logger.log(logging.ERROR if status >= 500 else logging.INFO, "request", extra={"fields": entry})

@@ -13,8 +13,8 @@ from pgchroma.server.http import HttpError, Request, Response, bad_request
 
 Context = TypeVar("Context")
 Handler: TypeAlias = Callable[[Context, Request], Awaitable[Response]]
-# What a caller must be allowed to do; "open" is for everyone, with or without a token.
-Scope: TypeAlias = Literal["open", "read", "write", "admin"]
+# What a caller must be allowed to do; "open" is for everyone, with or without a token. See auth.py.
+Scope: TypeAlias = Literal["open", "read", "write", "admin", "operator", "monitor"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,16 @@ _COLLECTIONS = f"{_DATABASES}/{{database}}/collections"
 _COLLECTION = f"{_COLLECTIONS}/{{collection}}"
 
 _TABLE: tuple[tuple[str, str, Handler[Context], Scope], ...] = (
+    ("GET", "/metrics", system.metrics_text, "monitor"),
     ("GET", "/api/v2", system.heartbeat, "open"),
     ("GET", "/api/v2/heartbeat", system.heartbeat, "open"),
     ("GET", "/api/v2/healthcheck", system.healthcheck, "open"),
     ("GET", "/api/v2/version", system.version, "open"),
     ("GET", "/api/v2/pre-flight-checks", system.pre_flight_checks, "open"),
     ("GET", "/api/v2/auth/identity", system.identity, "read"),
-    ("POST", "/api/v2/reset", system.reset, "admin"),
+    ("POST", "/api/v2/reset", system.reset, "operator"),
     ("GET", "/api/v2/collections/{crn}", system.collection_by_resource_name, "read"),
-    ("POST", "/api/v2/tenants", tenants.create_tenant, "admin"),
+    ("POST", "/api/v2/tenants", tenants.create_tenant, "operator"),
     ("GET", "/api/v2/tenants/{tenant}", tenants.get_tenant, "read"),
     ("PATCH", "/api/v2/tenants/{tenant}", tenants.update_tenant, "admin"),
     ("POST", _DATABASES, tenants.create_database, "admin"),

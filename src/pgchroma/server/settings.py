@@ -14,7 +14,7 @@ from pgchroma.store import StoreSettings
 
 ENV_PREFIX = "PGCHROMA_"
 # Read by other parts of the project; everything else with the prefix is a slip worth a warning.
-OTHER_VARIABLES = frozenset({"PGCHROMA_CACHE"})
+OTHER_VARIABLES = frozenset({"PGCHROMA_CACHE", "PGCHROMA_TOKEN_FILE", "PGCHROMA_URL"})
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _SECRET_IN_URL = re.compile(r"(?<=:)[^:/@]*(?=@)|(?<=password=)\S+")
 
@@ -46,20 +46,44 @@ RULES: dict[str, Rules] = {
         "file with the database password; else $CREDENTIALS_DIRECTORY/database_password where that exists"
     ),
     "pool_size": Rules("database connections per worker, at most", minimum=1, maximum=1000),
+    "pool_timeout_seconds": Rules(
+        "how long a request waits for a database connection of its worker, in seconds",
+        minimum=0.1,
+        maximum=300,
+    ),
+    "pool_waiting": Rules(
+        "most requests that wait for a connection of their worker; one more is refused at once",
+        minimum=1,
+        maximum=1_000_000,
+    ),
     "statement_timeout_seconds": Rules(
         "longest run of one SQL statement, in seconds; 0 for no limit", minimum=0, maximum=86_400
     ),
-    "auth": Rules("who may use the server; off: everyone who reaches it", choices=("off",)),
+    "request_timeout_seconds": Rules(
+        "longest time from a request's head to its answer, in seconds; 0 for no limit",
+        minimum=0,
+        maximum=86_400,
+    ),
+    "auth": Rules(
+        "who may use the server; token: who sends one; off: everyone who reaches it", choices=("token", "off")
+    ),
     "allow_unauthenticated": Rules("listen on other than loopback addresses although auth is off"),
     "allow_reset": Rules("let POST /api/v2/reset delete everything in the database", alias="ALLOW_RESET"),
     "indexer": Rules("build vector indexes in the background"),
     "parallel_index_builds": Rules("build an index with several processes; false for pgvector below 0.8.4"),
     "max_body_bytes": Rules("largest request body, in bytes", minimum=1024, maximum=4 * 1024**3),
     "max_batch_size": Rules("most records in one add, upsert or update", minimum=1, maximum=10_000_000),
+    "max_dimension": Rules("most numbers in one embedding; pgvector keeps 16000", minimum=1, maximum=16_000),
+    "max_results": Rules("largest n_results of a query", minimum=1, maximum=10_000_000),
+    "max_where_depth": Rules("how deep where and where_document may be nested", minimum=2, maximum=200),
+    "max_where_conditions": Rules(
+        "most conditions in one where or where_document", minimum=1, maximum=20_000
+    ),
     "shutdown_seconds": Rules(
         "how long requests in flight may take to finish at a stop, in seconds", minimum=0, maximum=3600
     ),
     "log_level": Rules("least level that is logged", choices=("debug", "info", "warning", "error")),
+    "metrics": Rules("answer GET /metrics, for Prometheus"),
     "access_log": Rules("log every request, health checks excepted; failed ones are logged anyway"),
 }
 
@@ -74,17 +98,25 @@ class ServerSettings:
     workers: int = 2
     database_password_file: Path | None = None
     pool_size: int = 8
+    pool_timeout_seconds: float = 5.0
+    pool_waiting: int = 1_000
     statement_timeout_seconds: float = 60.0
-    auth: str = "off"
+    request_timeout_seconds: float = 120.0
+    auth: str = "token"
     allow_unauthenticated: bool = False
     allow_reset: bool = False
     indexer: bool = True
     parallel_index_builds: bool = True
     max_body_bytes: int = 256 * 1024 * 1024
     max_batch_size: int = 100_000
+    max_dimension: int = 16_000
+    max_results: int = 100_000
+    max_where_depth: int = 32
+    max_where_conditions: int = 5_000
     shutdown_seconds: int = 30
     log_level: str = "info"
     access_log: bool = True
+    metrics: bool = True
 
     @classmethod
     def load(
@@ -124,14 +156,16 @@ class ServerSettings:
             return
         raise ConfigurationError(
             f"PGCHROMA_HOST={self.host} is reachable from other hosts, and PGCHROMA_AUTH=off lets everyone in",
-            hint="listen on 127.0.0.1 behind a proxy that authenticates, or accept the risk by "
-            "PGCHROMA_ALLOW_UNAUTHENTICATED=true",
+            hint="leave out PGCHROMA_AUTH=off and give applications tokens, listen on 127.0.0.1 behind a proxy that authenticates, "
+            "or accept the risk by PGCHROMA_ALLOW_UNAUTHENTICATED=true",
         )
 
     def store_settings(self) -> StoreSettings:
         """Return what of this concerns the store of one worker."""
         return StoreSettings(
             pool_size=self.pool_size,
+            pool_timeout_seconds=self.pool_timeout_seconds,
+            pool_waiting=self.pool_waiting,
             statement_timeout_seconds=self.statement_timeout_seconds,
             password_file=self.database_password_file,
             parallel_index_builds=self.parallel_index_builds,

@@ -21,7 +21,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from pgchroma.errors import PgchromaError
-from pgchroma.server import logs
+from pgchroma.server import logs, metrics
 from pgchroma.server.app import ApplicationFactory
 from pgchroma.server.listening import listen, url
 from pgchroma.server.notify import notify
@@ -128,6 +128,8 @@ class Supervisor(Multiprocess):
             reason = "hangs" if worker.process.is_alive() else f"ended with status {worker.exitcode}"
             worker.kill()
             worker.join()
+            if worker.pid is not None:
+                metrics.forget(worker.pid)
             if worker.exitcode == STARTUP_FAILURE:
                 logger.error("a worker could not start, giving up", extra={"fields": {"worker": worker.pid}})
                 self.failed = True
@@ -220,7 +222,8 @@ def serve(
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     supervisor = Supervisor(config, listeners, on_ready and (lambda: on_ready(base_url)))
-    supervisor.run()
+    with metrics.folder():
+        supervisor.run()
     if supervisor.failed:
         raise PgchromaError("the server's workers could not start", hint="the log above says why")
     logger.info("stopped")

@@ -10,9 +10,9 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from pgchroma.store import bounds, names, sparse, tables, text
 from pgchroma.store import configuration as configurations
 from pgchroma.store import metadata as codec
-from pgchroma.store import names, sparse, tables, text
 from pgchroma.store.connection import Connection, Row
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection
 
@@ -245,12 +245,16 @@ async def get_collection(connection: Connection, tenant: str, database: str, nam
 async def get_collection_by_id(
     connection: Connection, collection_id: UUID, tenant: str | None = None, database: str | None = None
 ) -> Collection:
-    """Return a collection by id, in the given tenant and database if given, or raise NotFoundError."""
+    """Return a collection by id, in the given tenant and database if given, or raise NotFoundError.
+
+    One outside of the bounds of this task's work does not exist for it.
+    """
     found = await _fetch(connection, sql.SQL("c.id = %s"), [collection_id])
     if (
         found is None
         or (tenant is not None and found.tenant != tenant)
         or (database is not None and found.database != database)
+        or not bounds.contain(found.tenant, found.database)
     ):
         # Upstream ends the sentence with a full stop where it looks for a collection by id alone.
         end = "." if tenant is None else ""
@@ -301,6 +305,7 @@ async def modify_collection(
         names.require(new_name, "Validation error: new_name: ")
     if new_metadata is not None and not new_metadata:
         raise InvalidArgumentError("Validation error: new_metadata: Metadata cannot be empty")
+    await get_collection_by_id(connection, collection_id)
     cursor = await connection.execute(
         "SELECT schema::text FROM pgchroma.collections WHERE id = %s FOR UPDATE", [collection_id]
     )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import psycopg
@@ -17,9 +17,10 @@ from psycopg.errors import Diagnostic
 from psycopg.pq.abc import PGconn
 from psycopg.rows import AsyncRowFactory, tuple_row
 from psycopg.types import TypeInfo
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from pgchroma.errors import (
+    BusyError,
     ConfigurationError,
     DatabaseNotReadyError,
     DatabaseUnreachableError,
@@ -35,6 +36,11 @@ Result = TypeVar("Result")
 # A write that lost a race (deadlock, serialization, unique id) is run again this often before the client hears of it.
 MAX_ATTEMPTS = 15
 _LONGEST_PAUSE_SECONDS = 0.25
+# A request that waits for a connection hears this often whether PostgreSQL is known to be away.
+_WAIT_SECONDS = 1.0
+# With PostgreSQL known to be away a request waits no longer than a connection that is there after all takes to be handed out.
+_GLANCE_SECONDS = 0.02
+_SECOND_LOOK_SECONDS = 0.5
 _RACES = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.SerializationFailure,
@@ -77,13 +83,26 @@ class Connection(AsyncConnection[Row]):
             self.warnings.append(notice.sqlstate)
 
 
+class Watching(Protocol):
+    """What the pool asks of a watch over PostgreSQL."""
+
+    is_down: bool
+
+    def suspect(self) -> None:
+        """Have PostgreSQL looked at now."""
+
+    async def look_again(self, seconds: float = ...) -> None:
+        """Return after a look that begins now, or when it takes too long."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
     """How a store uses its database.
 
     Attributes:
         pool_size: connections per process, at most.
-        pool_timeout_seconds: how long a request waits for a connection before the database counts as unreachable.
+        pool_timeout_seconds: how long a request waits for a connection.
+        pool_waiting: requests that wait for a connection at a time, at most; one more is refused at once. 0 for no limit.
         statement_timeout_seconds: longest run of one statement; 0 for no limit.
         password_file: file with the password, for a database that asks for one; kept out of the URL.
         parallel_index_builds: False for pgvector below 0.8.4, whose parallel builds can overflow a buffer.
@@ -93,6 +112,7 @@ class StoreSettings:
 
     pool_size: int = 8
     pool_timeout_seconds: float = 5.0
+    pool_waiting: int = 0
     statement_timeout_seconds: float = 60.0
     password_file: Path | None = None
     parallel_index_builds: bool = True
@@ -173,6 +193,7 @@ class Database:
             min_size=1,
             max_size=settings.pool_size,
             timeout=settings.pool_timeout_seconds,
+            max_waiting=settings.pool_waiting,
             # After this long psycopg_pool gives an attempt up; the next request starts a new one at once.
             reconnect_timeout=5.0,
             connection_class=Connection,
@@ -182,6 +203,8 @@ class Database:
             open=False,
             name="pgchroma",
         )
+        # A server's watch, which knows whether PostgreSQL is away; see watch.py.
+        self.watch: Watching | None = None
 
     async def open(self) -> None:
         """Start connecting in the background; an absent database is no error yet."""
@@ -197,11 +220,8 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def connection(self, timeout_seconds: float | None = None) -> AsyncIterator[Connection]:
-        """Lend a connection; DatabaseUnreachableError when there is none in time."""
-        try:
-            connection = await self._lend(timeout_seconds)
-        except (PoolTimeout, PoolClosed) as error:
-            raise unreachable(error) from error
+        """Lend a connection; DatabaseUnreachableError when there is none in time, BusyError when all are in use."""
+        connection = await self._lend(timeout_seconds)
         try:
             async with connection:
                 if not connection.knows_vector:
@@ -212,14 +232,53 @@ class Database:
             await self._pool.putconn(connection)
 
     async def _lend(self, timeout_seconds: float | None) -> Connection:
-        connection = await self._pool.getconn(timeout_seconds)
+        connection = await self._wait_for_one(timeout_seconds)
         # After a restart of PostgreSQL the pool is full of dead connections; a request should not have to try them all.
         for _ in range(self.settings.pool_size):
             if _is_alive(connection):
                 break
+            if self.watch is not None:
+                self.watch.suspect()
             await self._pool.putconn(connection)
-            connection = await self._pool.getconn(timeout_seconds)
+            connection = await self._wait_for_one(timeout_seconds)
         return connection
+
+    async def _wait_for_one(self, timeout_seconds: float | None) -> Connection:
+        """Return a connection of the pool; what it waited for in vain decides which error it raises."""
+        left = self.settings.pool_timeout_seconds if timeout_seconds is None else timeout_seconds
+        try:
+            while not await self._is_away():
+                try:
+                    return await self._pool.getconn(min(left, _WAIT_SECONDS))
+                except PoolTimeout:
+                    left -= _WAIT_SECONDS
+                    if left <= 0:
+                        raise
+            return await self._pool.getconn(_GLANCE_SECONDS)
+        except TooManyRequests as error:
+            raise self._busy(f"{self.settings.pool_waiting} requests wait for one already") from error
+        except PoolTimeout as error:
+            stats = self._pool.get_stats()
+            if (self.watch is not None and self.watch.is_down) or stats[
+                "pool_size"
+            ] < self.settings.pool_size:
+                raise unreachable(error) from error
+            raise self._busy("none became free in time") from error
+        except PoolClosed as error:
+            raise unreachable(error) from error
+
+    async def _is_away(self) -> bool:
+        """Whether PostgreSQL is known to be away; what was so a second ago is looked at once more."""
+        if self.watch is None or not self.watch.is_down:
+            return False
+        await self.watch.look_again(_SECOND_LOOK_SECONDS)
+        return self.watch.is_down
+
+    def _busy(self, reason: str) -> BusyError:
+        return BusyError(
+            f"all {self.settings.pool_size} database connections of this worker are in use, and {reason}",
+            hint="send fewer requests at a time, or raise PGCHROMA_POOL_SIZE",
+        )
 
     async def read(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """Run `work`, which only reads, and once more when the connection or a collection's tables were lost under it."""
@@ -268,7 +327,8 @@ class Database:
     def _explained(self, error: psycopg.Error) -> Exception:
         if isinstance(error, psycopg.errors.QueryCanceled):
             return InvalidArgumentError(
-                f"the request took longer than {self.settings.statement_timeout_seconds:g} s and was given up",
+                f"a statement of the request took longer than {self.settings.statement_timeout_seconds:g} s "
+                "(PGCHROMA_STATEMENT_TIMEOUT_SECONDS) and was given up",
                 hint="send smaller batches, narrow the filter or ask for fewer results",
             )
         if isinstance(error, _UNPREPARED):

@@ -193,10 +193,17 @@ _APP_PRIVILEGES = (
     (
         "read and write the catalog",
         "GRANT USAGE ON SCHEMA pgchroma TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgchroma TO {role}; "
-        "REVOKE INSERT, UPDATE, DELETE ON pgchroma.schema_migrations FROM {role}",
+        "REVOKE INSERT, UPDATE, DELETE ON pgchroma.schema_migrations, pgchroma.tokens, pgchroma.token_version FROM {role}",
         "SELECT bool_and(has_table_privilege(%(role)s, oid, privilege)) FROM pg_class, "
         "unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege "
-        "WHERE relnamespace = 'pgchroma'::regnamespace AND relkind = 'r' AND relname <> 'schema_migrations'",
+        "WHERE relnamespace = 'pgchroma'::regnamespace AND relkind = 'r' "
+        "AND (privilege = 'SELECT' OR relname NOT IN ('schema_migrations', 'tokens', 'token_version'))",
+    ),
+    # Whoever takes the server over can make no token with it.
+    (
+        "note when tokens are used",
+        "GRANT UPDATE (last_used_at) ON pgchroma.tokens TO {role}",
+        "SELECT has_column_privilege(%(role)s, 'pgchroma.tokens', 'last_used_at', 'UPDATE')",
     ),
     (
         "use the sequences",
@@ -213,9 +220,10 @@ _APP_PRIVILEGES = (
 _MONITOR_PRIVILEGES = (
     (
         "read the catalog",
-        "GRANT USAGE ON SCHEMA pgchroma, pgchroma_data TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA pgchroma TO {role}",
+        "GRANT USAGE ON SCHEMA pgchroma, pgchroma_data TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA pgchroma TO {role}; "
+        "REVOKE SELECT ON pgchroma.tokens FROM {role}",
         "SELECT has_schema_privilege(%(role)s, 'pgchroma_data', 'USAGE') AND bool_and(has_table_privilege(%(role)s, oid, 'SELECT')) "
-        "FROM pg_class WHERE relnamespace = 'pgchroma'::regnamespace AND relkind = 'r'",
+        "FROM pg_class WHERE relnamespace = 'pgchroma'::regnamespace AND relkind = 'r' AND relname <> 'tokens'",
     ),
 )
 

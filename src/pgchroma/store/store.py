@@ -29,6 +29,8 @@ from pgchroma.store.connection import Connection, StoreSettings
 from pgchroma.store.indexer import Indexer
 from pgchroma.store.operations import IndexingStatus
 from pgchroma.store.search import SearchRows
+from pgchroma.store.tokens import Tokens
+from pgchroma.store.watch import Watch
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, RecordBatch, Rows
 
 
@@ -84,15 +86,32 @@ class Store:
     ) -> None:
         await self.close()
 
-    async def check_ready(self, timeout_seconds: float = 2.0) -> None:
-        """Raise DatabaseUnreachableError or DatabaseNotReadyError unless requests can be served."""
+    async def check_ready(self, timeout_seconds: float = 2.0, watch: Watch | None = None) -> None:
+        """Raise DatabaseUnreachableError or DatabaseNotReadyError unless requests can be served.
+
+        Asks over the connection of `watch`, where one is given, so that a pool in full use does not count as a database away.
+        """
         try:
+            if watch is not None:
+                await watch.ask(migrations.check, timeout_seconds)
+                return
             async with self._database.connection(timeout_seconds) as connection:
                 await migrations.check(connection)
         except psycopg.errors.InsufficientPrivilege as error:
             raise connections.unprepared(error) from error
         except psycopg.OperationalError as error:
             raise connections.unreachable(error) from error
+
+    def watch(self, *, with_tokens: bool) -> Watch:
+        """Return a watch over PostgreSQL that requests go by from now on; the caller runs it."""
+        watch = Watch(self._database.conninfo, with_tokens=with_tokens)
+        self._database.watch = watch
+        return watch
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens of the server's clients."""
+        return Tokens(self._database)
 
     async def run_indexer(self) -> None:
         """Keep vector indexes up with the data until cancelled; one process at a time does the work."""

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT
@@ -35,11 +35,13 @@ class Front:
         url: scheme, host and port, e.g. http://127.0.0.1:8000.
         timeout_seconds: for each request.
         certificate_authority: file with the certificate that the server's must be signed by; None for the system's.
+        token: sent with every request; None for a server that asks for none.
     """
 
     url: str
     timeout_seconds: float = 10.0
     certificate_authority: str | None = None
+    token: str | None = None
 
     def request(self, method: str, path: str, body: object = None) -> _Answer:
         """Return the answer, whatever its status; OSError when there is none."""
@@ -49,6 +51,8 @@ class Front:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json", "User-Agent": "pgchroma-verify"},
         )
+        if self.token:
+            request.add_unredirected_header("Authorization", f"Bearer {self.token}")
         context = None
         if self.url.startswith("https:"):
             context = ssl.create_default_context(cafile=self.certificate_authority)
@@ -110,7 +114,25 @@ def check_server(front: Front, tenant: str = DEFAULT_TENANT, database: str = DEF
     )
     if ready.status != 200:
         return checks
+    if front.token:
+        checks.append(_refuses_strangers(front))
     return [*checks, *_round_trip(front, f"/api/v2/tenants/{tenant}/databases/{database}/collections")]
+
+
+def _refuses_strangers(front: Front) -> Check:
+    """Check that a request without a token is refused where one with a token is expected."""
+    path = "/api/v2/auth/identity"
+    try:
+        status = replace(front, token=None).request("GET", path).status
+    except OSError as error:
+        return check("token-required", "critical", False, str(error), "see the server's log at this time")
+    return check(
+        "token-required",
+        "critical",
+        status == 403,
+        f"without a token: {status}",
+        "the server lets everyone in; take PGCHROMA_AUTH=off out of its settings",
+    )
 
 
 def _message(body: object) -> str:
@@ -140,7 +162,9 @@ def _round_trip(front: Front, collections: str) -> list[Check]:
             "critical",
             not problem,
             problem or f"wrote, read, searched and deleted in {seconds * 1000:.0f} ms",
-            "see the server's log (journalctl -u pgchroma) at this time",
+            "give --token-file with a token that may write (`pgchroma token create`)"
+            if ": 403 " in problem
+            else "see the server's log (journalctl -u pgchroma) at this time",
         )
     ]
     if created:

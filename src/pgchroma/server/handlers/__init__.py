@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from pgchroma.server.metrics import Metrics
 from pgchroma.server.settings import ServerSettings
 from pgchroma.store import Store
+from pgchroma.store.watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +14,5 @@ class Context:
 
     store: Store
     settings: ServerSettings
+    watch: Watch
+    metrics: Metrics

@@ -1,6 +1,6 @@
 """What upstream's single node lacks: search, forks, the state of the index; and what is lacking here, too."""
 
-from pgchroma.server import responses, searches
+from pgchroma.server import limits, responses, searches
 from pgchroma.server.handlers import Context
 from pgchroma.server.handlers.collections import collection_id
 from pgchroma.server.http import HttpError, Request, Response, json_response, unimplemented
@@ -15,6 +15,10 @@ async def search(context: Context, request: Request) -> Response:
     payload = _search.decode(await request.body())
     collection = collection_id(request)
     wanted = searches.parse(payload)
+    for each in wanted:
+        limits.clause(each.where, "filter", context.settings)
+        if each.limit is not None:
+            limits.check_results(each.limit, context.settings)
     results = await context.store.search(collection, wanted)
     return json_response(responses.search_result(wanted, results))
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pgchroma.server import embeddings, metadata, responses
+from pgchroma.server import embeddings, limits, metadata, responses
 from pgchroma.server.handlers import Context
 from pgchroma.server.handlers.collections import collection_id
-from pgchroma.server.http import HttpError, Request, Response, bad_request, json_response
+from pgchroma.server.http import Request, Response, bad_request, json_response
 from pgchroma.server.payloads import (
     Decoder,
     DeletePayload,
@@ -79,13 +79,8 @@ def _batch(
 ) -> RecordBatch:
     """Return the batch of a write, checked as far as that can be done without its collection."""
     count = len(payload.ids)
-    limit = context.settings.max_batch_size
-    if count > limit:
-        raise HttpError(
-            413,
-            "BatchSizeExceededError",
-            f"Batch size {count} exceeds maximum batch size {limit} (PGCHROMA_MAX_BATCH_SIZE)",
-        )
+    limits.check_batch_size(count, context.settings)
+    limits.check_dimension(matrix, context.settings)
     columns: tuple[Sequence[Any] | None, ...] = (payload.documents, payload.metadatas, payload.uris)
     if embedding_count != count or any(column is not None and len(column) != count for column in columns):
         raise bad_request("Inconsistent number of IDs, embeddings, documents, URIs and metadatas")
@@ -105,8 +100,8 @@ async def get(context: Context, request: Request) -> Response:
     payload = _get.decode(await request.body())
     selection = Filter(
         payload.ids,
-        _clause(payload.where, "where"),
-        _clause(payload.where_document, "where document"),
+        limits.clause(payload.where, "where", context.settings),
+        limits.clause(payload.where_document, "where document", context.settings),
         payload.limit,
         payload.offset or 0,
     )
@@ -120,12 +115,16 @@ async def query(context: Context, request: Request) -> Response:
     payload = _query.decode(await request.body())
     collection = collection_id(request)
     wanted = DEFAULT_N_RESULTS if payload.n_results is None else payload.n_results
+    limits.check_results(wanted, context.settings)
     matrix, _, _ = embeddings.decode(payload.query_embeddings, allow_empty=True, member="query_embeddings")
+    limits.check_dimension(matrix, context.settings)
     if matrix is None:
         await context.store.get_collection_by_id(collection)
         return json_response(responses.query_result([], payload.include))
     selection = Filter(
-        payload.ids, _clause(payload.where, "where"), _clause(payload.where_document, "where document")
+        payload.ids,
+        limits.clause(payload.where, "where", context.settings),
+        limits.clause(payload.where_document, "where document", context.settings),
     )
     include = responses.include_of(payload.include)
     results = await context.store.query(collection, matrix, wanted, selection, include)
@@ -136,8 +135,8 @@ async def delete(context: Context, request: Request) -> Response:
     """Delete what ids and clauses select; nothing given deletes nothing."""
     payload = _delete.decode(await request.body())
     collection = collection_id(request)
-    where = _clause(payload.where, "where")
-    where_document = _clause(payload.where_document, "where document")
+    where = limits.clause(payload.where, "where", context.settings)
+    where_document = limits.clause(payload.where_document, "where document", context.settings)
     has_clause = where is not None or where_document is not None
     if payload.limit is not None and not has_clause:
         raise bad_request(
@@ -161,9 +160,3 @@ async def count(context: Context, request: Request) -> Response:
             f"Failed to deserialize query string: read_level: unknown variant `{level}`, expected one of {expected}"
         )
     return json_response(await context.store.count(collection_id(request)))
-
-
-def _clause(clause: object, name: str) -> dict[str, Any] | None:
-    if clause is None or isinstance(clause, dict):
-        return clause
-    raise bad_request(f"Invalid {name} clause")

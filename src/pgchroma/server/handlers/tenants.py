@@ -1,5 +1,6 @@
 """Tenants and databases."""
 
+from pgchroma.server import auth
 from pgchroma.server.handlers import Context
 from pgchroma.server.http import Request, Response, bad_request, json_response
 from pgchroma.server.payloads import Decoder, NamePayload, UpdateTenantPayload
@@ -33,14 +34,22 @@ async def update_tenant(_context: Context, request: Request) -> Response:
 async def create_database(context: Context, request: Request) -> Response:
     """Create a database."""
     payload = _name.decode(await request.body())
+    if not auth.reaches(request.token, payload.name):
+        raise auth.forbidden(f"the token does not reach the database {payload.name}")
     await context.store.create_database(request.params["tenant"], payload.name)
     return json_response({})
 
 
 async def list_databases(context: Context, request: Request) -> Response:
-    """Return a tenant's databases by name."""
+    """Return a tenant's databases by name, those that the caller reaches."""
     limit, offset = request.query_number("limit"), request.query_number("offset")
-    found = await context.store.list_databases(request.params["tenant"], limit, offset or 0)
+    tenant = request.params["tenant"]
+    if request.token is None or request.token.databases is None:
+        found = await context.store.list_databases(tenant, limit, offset or 0)
+    else:
+        every = await context.store.list_databases(tenant)
+        reached = [database for database in every if auth.reaches(request.token, database.name)]
+        found = reached[offset or 0 :][:limit]
     return json_response([_shown(database) for database in found])
 
 
