@@ -1,11 +1,15 @@
 """Running `pgchroma` the way a person, a cron job or a playbook does."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
+
+from pgchroma.cli.main import cli, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +52,14 @@ def pgchroma(*arguments: object, prelude: str = "", **environment: str) -> Outco
         env={**inherited, **environment},
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def here(*arguments: object) -> Outcome:
+    """Run `pgchroma` in this process, which saves its start; for what neither kills nor changes the process."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            run(cli, [str(argument) for argument in arguments], prog_name="pgchroma")
+        except SystemExit as ended:
+            code = ended.code
+    return Outcome(int(code or 0), stdout.getvalue(), stderr.getvalue())

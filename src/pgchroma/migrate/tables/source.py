@@ -1,0 +1,315 @@
+"""An application's SQLite database, read through a private copy."""
+
+import contextlib
+import hashlib
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pgchroma.errors import SourceChangedError, SourceError
+from pgchroma.migrate.tables import formatting
+
+_BUSY_SECONDS = 30.0
+_CHUNK_BYTES = 1 << 20
+_FETCH_ROWS = 500
+
+
+def quoted(name: str) -> str:
+    """Return an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column as SQLite describes it; `declared` is the type's text, upper case, possibly empty."""
+
+    name: str
+    declared: str
+    not_null: bool
+    default: str | None
+    key_position: int
+    generated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """A reference; `to` is empty where SQLite means the parent's primary key."""
+
+    columns: tuple[str, ...]
+    parent: str
+    to: tuple[str, ...]
+    on_update: str
+    on_delete: str
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An index on plain columns; what PostgreSQL cannot take over as it is has a `reason` instead."""
+
+    name: str
+    columns: tuple[str, ...]
+    unique: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the source.
+
+    Attributes:
+        key: the columns by which its rows are read in order: the primary key of a table without rowid, else empty.
+        rowid: the name by which SQLite's rowid can be asked for; None for a table without.
+        identity: the column that is SQLite's rowid (INTEGER PRIMARY KEY), if there is one.
+        garbled: whether some text in it is not UTF-8.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    rowid: str | None
+    identity: str | None
+    rows: int
+    foreign_keys: tuple[ForeignKey, ...]
+    indexes: tuple[Index, ...]
+    checks: bool
+    next_identity: int | None
+    garbled: bool
+
+    @property
+    def primary_key(self) -> tuple[str, ...]:
+        """The names of the primary key's columns, in its order; empty when there is none."""
+        keys = [column for column in self.columns if column.key_position]
+        return tuple(column.name for column in sorted(keys, key=lambda column: column.key_position))
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """The private copy: a connection to it, what it holds, and whether the source still is what was copied."""
+
+    path: Path
+    connection: sqlite3.Connection
+    fingerprint: str
+    bytes: int
+    tables: tuple[Table, ...]
+    not_moved: tuple[str, ...]
+    _watch: sqlite3.Connection
+    _version: tuple[int, ...] = field(default=())
+
+    def require_unchanged(self) -> None:
+        """Raise SourceChangedError when another process has committed to the source since it was copied."""
+        if _version(self._watch, self.path) != self._version:
+            raise SourceChangedError(
+                f"{self.path} was written to while it was copied; the copy in PostgreSQL holds what was there before",
+                hint="stop the application and migrate anew into an empty schema",
+            )
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> tuple[int, ...]:
+    """What changes whenever anyone else commits, asked without keeping a lock; and whether it still is the same file."""
+    return connection.execute("PRAGMA data_version").fetchone()[0], path.stat().st_ino
+
+
+@contextlib.contextmanager
+def open_database(path: Path, work_folder: Path | None = None) -> Iterator[Database]:
+    """Copy the database by SQLite's backup call, which holds a shared lock only while it copies, and describe the copy.
+
+    Raises:
+        SourceError: the file is missing, no SQLite database, damaged, or cannot be read.
+    """
+    _require_database(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="pgchroma-tables-", dir=work_folder)
+            )
+        except OSError as error:
+            raise SourceError(
+                f"cannot make a private copy of {path}: {error.strerror}",
+                hint="name a folder with room for the database by --work-folder",
+            ) from error
+        try:
+            # Read-only as far as the data goes; SQLite may have to create the -shm file of a write-ahead log.
+            watch = stack.enter_context(
+                contextlib.closing(
+                    sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
+                )
+            )
+            before = _version(watch, path)
+            copy = Path(folder) / "copy.sqlite3"
+            with contextlib.closing(sqlite3.connect(copy)) as target:
+                watch.backup(target)
+                # The copy is private: no write-ahead log beside it, so that its bytes are all in one file.
+                target.execute("PRAGMA journal_mode=DELETE")
+            connection = stack.enter_context(
+                contextlib.closing(
+                    sqlite3.connect(copy.as_uri() + "?mode=ro", uri=True, check_same_thread=False)
+                )
+            )
+            formatting.register(connection)
+            _require_sound(connection, path)
+            tables, not_moved = _describe(connection)
+        except sqlite3.Error as error:
+            raise SourceError(
+                f"cannot read {path}: {error}",
+                hint="check it with `sqlite3 FILE 'PRAGMA integrity_check'`, and that no application holds it locked",
+            ) from error
+        except OSError as error:
+            raise SourceError(
+                f"cannot copy {path}: {error.strerror}", hint="make room, or name --work-folder"
+            ) from error
+        yield Database(path, connection, _digest(copy), copy.stat().st_size, tables, not_moved, watch, before)
+
+
+def _require_database(path: Path) -> None:
+    if not path.is_file():
+        raise SourceError(
+            f"{path} is no file" if path.exists() else f"{path} does not exist",
+            hint="name the application's SQLite file",
+        )
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise SourceError(
+            f"cannot read {path}: {error.strerror}", hint="run as a user that may read it"
+        ) from error
+    if head != b"SQLite format 3\x00":
+        raise SourceError(
+            f"{path} is not an SQLite database", hint="it is empty, encrypted, damaged, or something else"
+        )
+
+
+def _require_sound(connection: sqlite3.Connection, path: Path) -> None:
+    found = [row[0] for row in connection.execute("PRAGMA quick_check(5)")]
+    if found != ["ok"]:
+        raise SourceError(
+            f"{path} is damaged: {'; '.join(found)}",
+            hint="restore it from a backup, or save what can be read with `sqlite3 FILE .recover`",
+        )
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        first = bytearray(file.read(_CHUNK_BYTES))
+        # The header's change counter, version-valid-for and library version differ between copies of the same data.
+        first[18:20], first[24:28], first[92:100] = bytes(2), bytes(4), bytes(8)
+        digest.update(first)
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _describe(connection: sqlite3.Connection) -> tuple[tuple[Table, ...], tuple[str, ...]]:
+    tables: list[Table] = []
+    not_moved: list[str] = []
+    types = {
+        row[1]: (row[2], bool(row[4])) for row in connection.execute("PRAGMA table_list") if row[0] == "main"
+    }
+    for kind, name, statement in connection.execute(
+        "SELECT type, name, coalesce(sql, '') FROM sqlite_schema WHERE type IN ('table', 'view', 'trigger') ORDER BY name"
+    ):
+        if name.startswith("sqlite_"):
+            continue
+        if kind != "table":
+            not_moved.append(f"{kind} {name}: its SQL is SQLite's; write it anew for PostgreSQL")
+        elif types.get(name, ("table", False))[0] != "table":
+            not_moved.append(f"{types[name][0]} table {name}: belongs to an SQLite extension")
+        else:
+            tables.append(_table(connection, name, statement, without_rowid=types[name][1]))
+    return tuple(tables), tuple(not_moved)
+
+
+def _table(connection: sqlite3.Connection, name: str, statement: str, *, without_rowid: bool) -> Table:
+    columns = tuple(
+        Column(row[1], row[2].upper(), bool(row[3]), row[4], row[5], row[6] in (2, 3))
+        for row in connection.execute(f"PRAGMA table_xinfo({quoted(name)})")
+        if row[6] != 1
+    )
+    keys = [column for column in columns if column.key_position]
+    names = {column.name.lower() for column in columns}
+    free = next((alias for alias in ("rowid", "_rowid_", "oid") if alias not in names), None)
+    identity = (
+        keys[0].name if len(keys) == 1 and keys[0].declared == "INTEGER" and not without_rowid else None
+    )
+    rowid = None if without_rowid else identity or free
+    if rowid is None and not keys:
+        raise SourceError(
+            f"the table {name} hides its rowid behind columns named rowid, _rowid_ and oid and has no primary key",
+            hint="rename one of these columns in the source",
+        )
+    rows = connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0]  # noqa: S608 - a quoted identifier
+    indexes, checks = _indexes(connection, name), "CHECK" in statement.upper()
+    following = _next_identity(connection, name, identity) if identity else None
+    return Table(
+        name,
+        columns,
+        rowid,
+        identity,
+        rows,
+        _foreign_keys(connection, name),
+        indexes,
+        checks,
+        following,
+        _is_garbled(connection, name, columns),
+    )
+
+
+def _is_garbled(connection: sqlite3.Connection, table: str, columns: tuple[Column, ...]) -> bool:
+    names = ", ".join(
+        f"CASE typeof({quoted(column.name)}) WHEN 'text' THEN {quoted(column.name)} END" for column in columns
+    )
+    connection.text_factory = bytes
+    try:
+        cursor = connection.execute(f"SELECT {names} FROM {quoted(table)}")  # noqa: S608 - quoted identifiers
+        while rows := cursor.fetchmany(_FETCH_ROWS):
+            # Many values at once: to decode one by one would take as long as to copy them.
+            b"\n".join([value for row in rows for value in row if value is not None]).decode()
+    except UnicodeDecodeError:
+        return True
+    finally:
+        connection.text_factory = str
+    return False
+
+
+def _next_identity(connection: sqlite3.Connection, table: str, column: str) -> int:
+    # AUTOINCREMENT never hands out a number again, so the largest one ever counts, not the largest there is.
+    highest = connection.execute(
+        f"SELECT coalesce(max({quoted(column)}), 0) FROM {quoted(table)}"  # noqa: S608 - quoted identifiers
+    ).fetchone()[0]
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'sqlite_sequence'").fetchone():
+        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", [table]).fetchone()
+        highest = max(highest, row[0] if row and isinstance(row[0], int) else 0)
+    return int(max(highest, 0)) + 1
+
+
+def _foreign_keys(connection: sqlite3.Connection, table: str) -> tuple[ForeignKey, ...]:
+    found: dict[int, list[Sequence[Any]]] = {}
+    for row in connection.execute(f"PRAGMA foreign_key_list({quoted(table)})"):
+        found.setdefault(row[0], []).append(row)
+    keys = []
+    for rows in found.values():
+        rows.sort(key=lambda row: row[1])
+        to = tuple(row[4] for row in rows if row[4] is not None)
+        keys.append(ForeignKey(tuple(row[3] for row in rows), rows[0][2], to, rows[0][5], rows[0][6]))
+    return tuple(reversed(keys))
+
+
+def _indexes(connection: sqlite3.Connection, table: str) -> tuple[Index, ...]:
+    indexes = []
+    for _, name, unique, origin, partial in connection.execute(f"PRAGMA index_list({quoted(table)})"):
+        if origin == "pk":
+            continue
+        parts = [row for row in connection.execute(f"PRAGMA index_xinfo({quoted(name)})") if row[5]]
+        columns = tuple(row[2] or "" for row in parts)
+        reason = ""
+        if partial:
+            reason = "it is partial, and its condition is SQLite's"
+        elif "" in columns:
+            reason = "it is on an expression"
+        elif unique and any(row[4] != "BINARY" for row in parts):
+            reason = f"it is unique by the collation {', '.join(row[4] for row in parts)}; in PostgreSQL use lower()"
+        indexes.append(Index(name, columns, bool(unique), reason))
+    return tuple(reversed(indexes))

@@ -1,0 +1,230 @@
+"""Suggests a mapping from what the tables declare and what they really hold."""
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from pgchroma.migrate.tables import formatting
+from pgchroma.migrate.tables.kinds import Kind
+from pgchroma.migrate.tables.mapping import (
+    LONGEST_NAME_BYTES,
+    ColumnPlan,
+    IndexPlan,
+    KeyPlan,
+    Mapping,
+    TablePlan,
+)
+from pgchroma.migrate.tables.source import Column, Database, Table, quoted
+
+# A time after 1973 in milliseconds, or after the year 5000 in seconds.
+_MILLISECONDS_FROM: Final = 100_000_000_000
+_NUMBER: Final = re.compile(r"^[+-]?\d+(\.\d+)?([eE][+-]?\d+)?$")
+_STRING: Final = re.compile(r"^'(?:[^']|'')*'$|^\"[^\"']*\"$", re.DOTALL)
+_NOW: Final = re.compile(r"^\(*\s*(current_timestamp|datetime\s*\(\s*'now'\s*\))\s*\)*$", re.IGNORECASE)
+_TODAY: Final = re.compile(r"^\(*\s*(current_date|date\s*\(\s*'now'\s*\))\s*\)*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A mapping and what a person should know before accepting it."""
+
+    mapping: Mapping
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """How many values of each storage class a column holds, and its largest number."""
+
+    integers: int
+    reals: int
+    texts: int
+    blobs: int
+    largest: float
+
+
+def suggest(database: Database, schema: str) -> Suggestion:
+    """Return a mapping that moves everything PostgreSQL can take over without loss."""
+    notes: list[str] = list(database.not_moved)
+    tables = tuple(_table(database, table, notes) for table in database.tables)
+    return Suggestion(Mapping(schema, tables), tuple(notes))
+
+
+def _table(database: Database, table: Table, notes: list[str]) -> TablePlan:
+    columns = tuple(_column(database.connection, table, column, notes) for column in table.columns)
+    if table.checks:
+        notes.append(f"{table.name}: CHECK constraints are SQLite's SQL and are not moved; add them anew")
+    for column in table.columns:
+        if column.generated:
+            notes.append(
+                f"{table.name}.{column.name} is a generated column: its values are moved, not its expression"
+            )
+    return TablePlan(
+        table.name,
+        _short(table.name),
+        columns,
+        table.primary_key,
+        tuple(_foreign_keys(database, table, notes)),
+        tuple(_indexes(table, notes)),
+    )
+
+
+def _short(name: str) -> str:
+    """Return a name that PostgreSQL takes whole; a long one ends in a digest, so that two do not become one."""
+    if len(name.encode()) <= LONGEST_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name.encode()[: LONGEST_NAME_BYTES - 9].decode(errors="ignore") + "_" + digest
+
+
+def _foreign_keys(database: Database, table: Table, notes: list[str]) -> Iterator[KeyPlan]:
+    for key in table.foreign_keys:
+        # SQLite compares table names without regard to case.
+        parent = next((other for other in database.tables if other.name.lower() == key.parent.lower()), None)
+        if parent is None:
+            notes.append(
+                f"{table.name}: a foreign key refers to the table {key.parent}, which does not exist"
+            )
+            continue
+        to = key.to or parent.primary_key
+        uniques = {frozenset(parent.primary_key)} | {
+            frozenset(index.columns) for index in parent.indexes if index.unique and not index.reason
+        }
+        if len(to) != len(key.columns) or frozenset(to) not in uniques:
+            notes.append(
+                f"{table.name}: a foreign key to {parent.name}({', '.join(to)}), which is not unique, is not moved"
+            )
+            continue
+        yield KeyPlan(key.columns, parent.name, to, key.on_update, key.on_delete)
+
+
+def _indexes(table: Table, notes: list[str]) -> Iterator[IndexPlan]:
+    for index in table.indexes:
+        if index.reason:
+            notes.append(f"{table.name}: the index {index.name} is not moved: {index.reason}")
+            continue
+        automatic = index.name.startswith("sqlite_autoindex_")
+        name = f"{table.name}_{'_'.join(index.columns)}_key" if automatic else index.name
+        yield IndexPlan(_short(name), index.columns, index.unique)
+
+
+def _profile(connection: sqlite3.Connection, table: str, column: str) -> _Profile:
+    name = quoted(column)
+    counts = ", ".join(
+        f"coalesce(sum(typeof({name}) = '{storage}'), 0)" for storage in ("integer", "real", "text", "blob")
+    )
+    row = connection.execute(
+        f"SELECT {counts}, coalesce(max(CASE WHEN typeof({name}) IN ('integer', 'real') THEN abs({name} * 1.0) END), 0) "  # noqa: S608 - quoted identifiers
+        f"FROM {quoted(table)}"
+    ).fetchone()
+    return _Profile(*row)
+
+
+def _column(connection: sqlite3.Connection, table: Table, column: Column, notes: list[str]) -> ColumnPlan:
+    profile = _profile(connection, table.name, column.name)
+    candidates = list(_candidates(column, profile))
+    found = next((kind for kind in candidates if not _misfits(connection, table, column, kind)), None)
+    kind = found or candidates[0]
+    if found and found != candidates[0]:
+        notes.append(
+            f"{table.name}.{column.name} is declared {column.declared or 'without a type'}; not every value is "
+            f"{candidates[0].sql}, so {kind.sql} is suggested"
+        )
+    default, known = _default(column.default, kind)
+    if not known:
+        notes.append(
+            f"{table.name}.{column.name}: its default {column.default} is SQLite's SQL and is not moved"
+        )
+    identity = column.name == table.identity
+    not_null = column.not_null or column.key_position > 0
+    return ColumnPlan(column.name, _short(column.name), kind, not_null, default, identity)
+
+
+def _misfits(connection: sqlite3.Connection, table: Table, column: Column, kind: Kind) -> bool:
+    formatting.register_kind(connection, kind)
+    condition = formatting.misfit(kind, quoted(column.name), garbled=table.garbled)
+    return bool(
+        connection.execute(
+            f"SELECT EXISTS (SELECT 1 FROM {quoted(table.name)} WHERE {condition})"  # noqa: S608 - quoted identifiers
+        ).fetchone()[0]
+    )
+
+
+def _candidates(column: Column, profile: _Profile) -> Iterator[Kind]:
+    """Yield the types a column could have, best first."""
+    declared = column.declared
+    arguments = tuple(int(digits) for digits in re.findall(r"\d+", declared.partition("(")[2]))
+    numbers = profile.integers + profile.reals
+    if "BOOL" in declared:
+        yield from (Kind("boolean"), Kind("bigint"))
+    elif "JSON" in declared:
+        yield from (Kind("jsonb"), Kind("text"))
+    elif "TIMESTAMP" in declared or "DATETIME" in declared or declared in ("DATE", "TIME"):
+        name = {"DATE": "date", "TIME": "time"}.get(declared, "timestamp")
+        if numbers and not profile.texts:
+            unit = "epoch_milliseconds" if profile.largest >= _MILLISECONDS_FROM else "epoch_seconds"
+            yield from (Kind(name, (), unit), Kind("double precision" if profile.reals else "bigint"))
+        else:
+            yield from (Kind(name), Kind("timestamp"), Kind("timestamptz"), Kind("text"))
+    elif "UUID" in declared:
+        yield from (Kind("uuid"), Kind("text"))
+    elif "DECIMAL" in declared or "NUMERIC" in declared:
+        yield from (Kind("numeric", arguments[:2]), Kind("numeric"))
+    elif "INT" in declared:
+        yield Kind("bigint")
+    elif "CHAR" in declared or "CLOB" in declared or "TEXT" in declared:
+        if arguments and "CHAR" in declared:
+            yield Kind("varchar", arguments[:1])
+        yield Kind("text")
+    elif "BLOB" in declared:
+        yield Kind("bytea")
+    elif any(word in declared for word in ("REAL", "FLOA", "DOUB")):
+        yield Kind("double precision")
+    else:
+        yield from _untyped(profile)
+
+
+def _untyped(profile: _Profile) -> Iterator[Kind]:
+    if not (profile.reals or profile.texts or profile.blobs) and profile.integers:
+        yield Kind("bigint")
+    elif profile.reals and not (profile.texts or profile.blobs or profile.integers):
+        yield Kind("double precision")
+    elif profile.blobs and not (profile.integers or profile.reals or profile.texts):
+        yield Kind("bytea")
+    elif profile.integers or profile.reals:
+        # Values of several types side by side: jsonb keeps each with its type.
+        yield Kind("jsonb", (), "scalar")
+    else:
+        yield Kind("text")
+
+
+def _default(text: str | None, kind: Kind) -> tuple[str | None, bool]:
+    """Return (PostgreSQL's default, whether SQLite's was understood)."""
+    if text is None or text.strip().upper() == "NULL":
+        return None, True
+    value = text.strip()
+    if kind.name == "boolean":
+        word = value.strip("'\"").lower()
+        known = {"0": "false", "1": "true", "false": "false", "true": "true"}.get(word)
+        return known, known is not None
+    if _NOW.match(value) or _TODAY.match(value):
+        utc = "(now() AT TIME ZONE 'utc')"
+        pattern = "YYYY-MM-DD HH24:MI:SS" if _NOW.match(value) else "YYYY-MM-DD"
+        known = {
+            "timestamp": utc,
+            "timestamptz": "now()",
+            "date": f"{utc}::date",
+            "text": f"to_char({utc}, '{pattern}')",
+            "varchar": f"to_char({utc}, '{pattern}')",
+        }.get(kind.name)
+        return known, known is not None
+    numeric = kind.name in ("smallint", "integer", "bigint", "double precision", "numeric")
+    if _NUMBER.match(value) and numeric:
+        return value, True
+    if _STRING.match(value) and kind.name in ("text", "varchar", "jsonb", "json"):
+        literal = value if value.startswith("'") else f"'{value[1:-1]}'"
+        return f"{literal}::{kind.sql}", True
+    return None, False
