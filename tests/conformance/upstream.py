@@ -13,7 +13,7 @@ from pathlib import Path
 import chromadb
 import click
 
-from conformance.upstream_plugin import REPORT_VARIABLE
+from conformance.upstream_plugin import BEYOND_VARIABLE, REPORT_VARIABLE
 from pgchroma.server.embedded import temporary_postgres
 from support.postgres import Databases
 from support.server import running_server
@@ -44,6 +44,12 @@ FILES = (
     ),
     "stress/test_many_collections.py",
 )  # fmt: skip
+# Those that hold tests which upstream runs against its distributed server only: search, forks, the state of the index, sparse
+# vectors. None of the others does, but for functions, backpressure and several regions.
+BEYOND = (
+    *(f"api/test_{name}.py" for name in ("count_api", "fork_count_api", "indexing_status", "schema_e2e", "search_api")),
+    "property/test_fork.py",
+)  # fmt: skip
 # How many of them pass on `chroma run` 1.5.9.
 PASSING_UPSTREAM = 381
 
@@ -59,8 +65,11 @@ class Outcome:
         return ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items() if count)
 
 
-def run(port: int, files: Sequence[str] = FILES) -> Outcome:
-    """Run files of chromadb's tests against the server on a local port that allows resets; what it holds is deleted."""
+def run(port: int, files: Sequence[str] = FILES, *, beyond: bool = False) -> Outcome:
+    """Run files of chromadb's tests against the server on a local port that allows resets; what it holds is deleted.
+
+    With `beyond`, without the marks by which chromadb keeps tests for its distributed server.
+    """
     with tempfile.TemporaryDirectory(prefix="pgchroma-conformance-") as folder:
         report = Path(folder) / "report.json"
         variables = {
@@ -74,7 +83,7 @@ def run(port: int, files: Sequence[str] = FILES) -> Outcome:
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": str(Path(__file__).parents[1]),
             REPORT_VARIABLE: str(report),
-        }
+        } | ({BEYOND_VARIABLE: "1"} if beyond else {})
         command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(ROOT)]
         command += ["-p", "no:cacheprovider", "-p", "conformance.upstream_plugin", "-q", "--tb=short"]
         command += ["--disable-warnings", "--durations=10", *(str(ROOT / name) for name in files)]
@@ -106,12 +115,13 @@ def _chroma(folder: Path) -> Iterator[int]:
 @click.option(
     "--server", type=click.Choice(["pgchroma", "chroma"]), default="pgchroma", help="Which server to test."
 )
+@click.option("--beyond", is_flag=True, help="Only what chromadb keeps for its distributed server.")
 @click.argument("files", nargs=-1)
-def main(server: str, files: Sequence[str]) -> None:
+def main(server: str, beyond: bool, files: Sequence[str]) -> None:
     """Run FILES of chromadb's tests (default: all that mean something to one server) against a server of its own."""
     start = _pgchroma if server == "pgchroma" else _chroma
     with tempfile.TemporaryDirectory(prefix="pgchroma-conformance-") as folder, start(Path(folder)) as port:
-        outcome = run(port, files or FILES)
+        outcome = run(port, files or (BEYOND if beyond else FILES), beyond=beyond)
     click.echo(f"chromadb {chromadb.__version__}'s tests against {server}: {outcome}")
     if outcome.failures:
         raise click.ClickException("these failed:\n  " + "\n  ".join(outcome.failures))

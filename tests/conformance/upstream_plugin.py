@@ -18,6 +18,8 @@ from chromadb.api.types import DefaultEmbeddingFunction, Documents, Embeddings
 
 # Where the outcome is written, for `conformance.upstream`.
 REPORT_VARIABLE = "PGCHROMA_CONFORMANCE_REPORT"
+# Set to run what chromadb marks as possible on its distributed server only, too.
+BEYOND_VARIABLE = "PGCHROMA_CONFORMANCE_BEYOND"
 PROFILE = "conformance"
 EXAMPLES = 8
 STEPS = 12
@@ -57,6 +59,24 @@ def _settings(*_arguments: Any, **_options: Any) -> hypothesis.settings:
     return hypothesis.settings.get_profile(PROFILE)
 
 
+def _lift_marks(conftest: Any) -> None:
+    """Let the test modules, which are imported later, skip nothing for want of the distributed server."""
+    conftest.is_spann_disabled_mode = False
+
+    def skip_nothing() -> pytest.MarkDecorator:
+        return pytest.mark.skipif(False, reason="this server does it")
+
+    conftest.skip_if_not_cluster = skip_nothing
+
+
+def _do_not_sleep(items: list[pytest.Item]) -> None:
+    """Leave out the minutes in which the tests wait for a cache of the distributed server, which is none here."""
+    for item in items:
+        module = cast("pytest.Function", item).module
+        if module.__name__.endswith("test_indexing_status"):
+            module.sleep = lambda _seconds: None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
     """Adapt chromadb's conftest before pytest registers its hooks: pytest takes the module that is imported already."""
@@ -65,6 +85,8 @@ def pytest_load_initial_conftests() -> None:
     # It renames tests through an attribute that pytest 9 no longer has.
     del conftest.pytest_itemcollected
     _register_profile()
+    if os.environ.get(BEYOND_VARIABLE):
+        _lift_marks(conftest)
     # By this the test modules ask for more examples and steps than the profile has.
     conftest.override_hypothesis_profile = _settings
     DefaultEmbeddingFunction.__call__ = _hashed  # type: ignore[method-assign]
@@ -80,6 +102,7 @@ def _asks_the_server(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     others = [item for item in items if not _asks_the_server(item)]
     items[:] = [item for item in items if _asks_the_server(item)]
+    _do_not_sleep(items)
     config.hook.pytest_deselected(items=others)
 
 

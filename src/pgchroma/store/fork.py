@@ -14,19 +14,15 @@ from pgchroma.types import Collection
 async def fork(
     connection: Connection, collection_id: UUID, new_name: str, tenant: str | None, database: str | None
 ) -> Collection:
-    """Copy a collection into a new one of the same database, as it is at this moment, and return that.
+    """Copy a collection into a new one of the same database, as it is at one moment, and return that.
 
-    Must be the first of its transaction. Writers go on meanwhile; the copy sees all of a batch or nothing. Vector indexes are
-    left to the indexer.
+    Writers go on meanwhile; the copy has all of a batch or nothing of it. Vector indexes are left to the indexer.
 
     Raises:
         NotFoundError: there is no such collection.
         AlreadyExistsError: the name is taken.
         InvalidArgumentError: the name is none.
     """
-    # One snapshot for all that is copied. A copy may take longer than a request of another kind may.
-    await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    await connection.execute("SET LOCAL statement_timeout = 0")
     source = await catalog.get_collection_by_id(connection, collection_id, tenant, database)
     names.require(new_name, "Validation error: new_name: ")
     new_id = uuid4()
@@ -57,20 +53,34 @@ async def _copy_tables(connection: Connection, source: Collection, new_id: UUID)
     assert row is not None  # noqa: S101 - it was inserted a moment ago
     new = int(row[0])
     await catalog.create_tables(connection, new, dimension, source)
-    pairs = [
-        (tables.records(old), tables.records(new)),
-        (tables.embeddings(old), tables.embeddings(new)),
-    ]
+    pairs = [(tables.embeddings(old), tables.embeddings(new))]
     if configuration.sparse_key(source.schema) is not None:
         pairs.append((sparse.table(old), sparse.table(new)))
-    for old_table, new_table in pairs:
-        await _copy_rows(connection, old_table, new_table)
-    cursor = await connection.execute(sql.SQL("SELECT count(*) FROM {}").format(tables.records(new)))
+    # All in one statement, and so in one snapshot.
+    statement = sql.SQL("WITH {}, copied AS ({} RETURNING 1) SELECT count(*) FROM copied").format(
+        sql.SQL(", ").join(
+            [
+                sql.SQL("part{} AS ({})").format(sql.SQL(str(place)), await _copy(connection, *pair))
+                for place, pair in enumerate(pairs)
+            ]
+        ),
+        await _copy(connection, tables.records(old), tables.records(new)),
+    )
+    # It may take longer than a request of another kind may.
+    await connection.execute("SET LOCAL statement_timeout = 0")
+    cursor = await connection.execute(statement)
     row = await cursor.fetchone()
     await operations.note(connection, new_id, row[0] if row else 0)
+    # Later than the rows on purpose: a key that is in them must be in the schema, the other way round does no harm.
+    await connection.execute(
+        "UPDATE pgchroma.collections AS made SET schema = source.schema FROM pgchroma.collections AS source "
+        "WHERE made.id = %s AND source.id = %s",
+        [new_id, source.id],
+    )
 
 
-async def _copy_rows(connection: Connection, old: sql.Identifier, new: sql.Identifier) -> None:
+async def _copy(connection: Connection, old: sql.Identifier, new: sql.Identifier) -> sql.Composed:
+    """Return the statement that copies all rows of a table into a new one."""
     # By name: a table that has been altered has its columns in another order than a new one.
     cursor = await connection.execute(
         "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped "
@@ -79,9 +89,7 @@ async def _copy_rows(connection: Connection, old: sql.Identifier, new: sql.Ident
     )
     columns = sql.SQL(", ").join(sql.Identifier(name) for (name,) in await cursor.fetchall())
     # In order, so that the copy's pages hold neighbours whatever the source has been through.
-    await connection.execute(
-        sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ORDER BY 1").format(new, columns, columns, old)
-    )
+    return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ORDER BY 1").format(new, columns, columns, old)
 
 
 async def count(connection: Connection, collection_id: UUID) -> int:
