@@ -1,0 +1,157 @@
+"""The command pgchroma-backup; timers, playbooks and people call it. `pgchroma-backup VERB --help` explains each verb."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import (
+    alert,
+    backup,
+    check,
+    drill,
+    engine,
+    overview,
+    point,
+    repositories,
+    restore,
+    settings,
+    side,
+    verification,
+)
+from .errors import DAMAGED, OK, UNEXPECTED, USAGE, BackupError
+
+Result = dict[str, Any]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of every verb."""
+    top = argparse.ArgumentParser(prog="pgchroma-backup", description=__doc__)
+    top.add_argument(
+        "--settings", type=Path, default=settings.FILE, help="the file the role wrote about this host"
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text)
+        added.add_argument("--json", action="store_true", help="print the result as JSON")
+        return added
+
+    added = verb("backup", "take a backup and judge it by what the repository then holds")
+    added.add_argument("--type", choices=("full", "diff", "incr"), default="incr")
+    added.add_argument(
+        "--repository", type=int, action="append", default=[], help="its number; without it all of them"
+    )
+    added.add_argument(
+        "--only-if-none", action="store_true", help="pass over repositories that hold a backup already"
+    )
+    verb("info", "list backups and the range of WAL in each repository")
+    verb("check", "send WAL through every repository and judge the age of backups and of the last drill")
+    added = verb("verify", "read every file of a repository against its checksum")
+    added.add_argument("--repository", type=int, action="append", default=[])
+    for name, text in (
+        ("restore-plan", "say what a restore would do, changing nothing"),
+        ("restore", "restore the cluster, or a copy beside it"),
+    ):
+        added = verb(name, text)
+        added.add_argument(
+            "--target",
+            type=json.loads,
+            required=True,
+            help='a dictionary such as {"time": "2026-11-21 08:00:00Z"}',
+        )
+        if name == "restore":
+            added.add_argument(
+                "--stop",
+                action="store_true",
+                help="stop a running server; without it a running one is refused",
+            )
+    added = verb("side-remove", "stop and delete a copy that a side restore made")
+    added.add_argument("--directory", required=True)
+    added = verb("restore-finish", "remove the data directory that a restore kept, or put it back")
+    added.add_argument("--keep", choices=("restored", "former"), required=True)
+    added.add_argument("--dry-run", action="store_true", help="say what it would do, changing nothing")
+    added = verb("restore-point", "make a named restore point and archive it")
+    added.add_argument("--name", required=True)
+    verb("drill", "restore the newest backup apart from the cluster, prove it, time it, remove it")
+    verb("stanza", "create the stanza in repositories that do not hold it")
+    added = verb("check-config", "have pgBackRest read a configuration file")
+    added.add_argument("--file", required=True)
+    added = verb("alert", "hand the failure of a unit to the operator's command")
+    added.add_argument("--unit", required=True)
+    return top
+
+
+def checked(host: settings.Settings) -> Result:
+    """Run the hourly check; its findings are printed before it fails."""
+    found = check.run(host)
+    failed = [entry for entry in found if entry["status"] != "ok"]
+    if failed:
+        text = "\n".join(f"{entry['id']}: {entry['detail']}" for entry in failed)
+        raise BackupError(
+            text, "; ".join(sorted({entry["hint"] for entry in failed if entry["hint"]})), DAMAGED
+        )
+    return {"kind": "check", "ok": True, "checks": found}
+
+
+def finished(host: settings.Settings, directory: str) -> Result:
+    """Remove a side copy."""
+    side.remove(host, directory)
+    return {"kind": "side-remove", "directory": directory}
+
+
+def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
+    """Run the verb and return its result."""
+    verbs: dict[str, Callable[[], Result]] = {
+        "backup": lambda: {
+            "kind": "backups",
+            "backups": backup.run(host, words.type, words.repository, only_if_none=words.only_if_none),
+        },
+        "info": lambda: overview.run(host),
+        "check": lambda: checked(host),
+        "verify": lambda: verification.run(host, words.repository),
+        "restore-plan": lambda: restore.plan(host, words.target),
+        "restore": lambda: restore.run(host, words.target, stop=words.stop),
+        "side-remove": lambda: finished(host, words.directory),
+        "restore-finish": lambda: (point.finish_plan if words.dry_run else point.finish)(host, words.keep),
+        "restore-point": lambda: point.create(host, words.name),
+        "drill": lambda: drill.run(host),
+        "stanza": lambda: repositories.create(host),
+        "check-config": lambda: repositories.check_configuration(host, words.file),
+        "alert": lambda: alert.run(host, words.unit),
+    }
+    return verbs[words.verb]()
+
+
+def text_of(result: Result) -> str:
+    """Return a result for people."""
+    if "text" in result:
+        return str(result["text"])
+    return json.dumps(result, indent=2)
+
+
+def main() -> int:
+    """Run one verb and return its exit status."""
+    words = parser().parse_args()
+    try:
+        result = dispatch(words, settings.read(words.settings))
+    except BackupError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.code
+    except PermissionError as error:
+        sys.stderr.write(f"{error}\nrun this as root\n")
+        return USAGE
+    except OSError as error:
+        explained = engine.explained("working on this host's files", str(error))
+        sys.stderr.write(f"{explained}\n" if explained.code else f"{error}\n")
+        return UNEXPECTED
+    sys.stdout.write((json.dumps(result) if words.json else text_of(result)) + "\n")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

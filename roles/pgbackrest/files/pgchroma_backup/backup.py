@@ -1,0 +1,179 @@
+"""Taking backups and judging them by what the repository then holds, never by pgBackRest's exit status alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from . import engine, receipts
+from .errors import BackupError, DamagedError
+from .settings import Repository, Settings
+
+
+def backups_of(info: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """Return the backups in one repository, oldest first."""
+    return [entry for entry in info["backup"] if entry["database"]["repo-key"] == number]
+
+
+def record_digests(settings: Settings, last: dict[str, Any]) -> dict[str, Any]:
+    """Have pgchroma make a restore point right after a backup and record the digest of every collection exactly there.
+
+    A drill restores to that point and must find the same. Returns ``{"recorded": bool, "detail": ...}``; a failure is told, and the
+    backup counts all the same.
+    """
+    if not settings.pgchroma_command:
+        return {"recorded": False, "detail": "no pgchroma on this host"}
+    command = [settings.pgchroma_command, "backup", "record-digests", "--format", "json"]
+    command += ["--database-url", database_url(settings), "--state-dir", settings.state_dir]
+    command += ["--backup-label", last["label"], "--backup-type", last["type"]]
+    try:
+        done = engine.run(command, timeout=3600)
+    except BackupError as error:
+        return {"recorded": False, "detail": str(error)}
+    if done.status != 0:
+        return {"recorded": False, "detail": engine.readable(done.output.strip())[-600:]}
+    try:
+        return {"recorded": True, "detail": json.loads(done.output)}
+    except ValueError:
+        return {"recorded": True, "detail": done.output.strip()[-600:]}
+
+
+def database_url(settings: Settings, socket: str = "", port: int = 0) -> str:
+    """Return the URL by which the superuser reaches the database of pgchroma."""
+    where = f"host={socket or settings.socket_dir}&port={port or settings.port}&user=postgres"
+    return f"postgresql:///{settings.database}?{where}"
+
+
+def checksum_failures(settings: Settings) -> int:
+    """Return how many pages with a wrong checksum PostgreSQL has met since its statistics were last reset."""
+    statement = "SELECT coalesce(sum(checksum_failures), 0) FROM pg_stat_database"
+    return int(engine.query(settings, statement)[0])
+
+
+def damage(settings: Settings, repository: Repository, entry: dict[str, Any]) -> str:
+    """Return which files of the cluster had a wrong page checksum in a backup, or the empty string when none had."""
+    if not entry["error"]:
+        return ""
+    options = (f"--repo={repository.number}", f"--set={entry['label']}", "--log-level-console=off")
+    text = engine.pgbackrest(settings, "reading the backup", "info", *options)
+    for line in text.splitlines():
+        if "error(s) detected" in line or "page checksum error" in line:
+            return line.strip()
+    return "page checksum errors"
+
+
+def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any]:
+    """Take one backup into one repository and return its receipt, which is also kept in the state directory.
+
+    Raises:
+        DamagedError: pages of the cluster have a wrong checksum; the backup is kept, older ones are not expired.
+        BackupError: no backup was taken.
+    """
+    what = f"{kind} backup into {repository}"
+    before = {entry["label"] for entry in backups_of(engine.information(settings), repository.number)}
+    started = time.time()
+    # Not expired here: a damaged backup must never push a good one out.
+    options = (f"--repo={repository.number}", f"--type={kind}", "--no-expire-auto")
+    engine.pgbackrest(settings, what, "backup", *options)
+    info = engine.information(settings)
+    made = [entry for entry in backups_of(info, repository.number) if entry["label"] not in before]
+    if not made:
+        raise BackupError(
+            f"{what}: pgBackRest ended well, but the repository holds no new backup",
+            "see /var/log/pgbackrest",
+        )
+    entry = made[-1]
+    found = damage(settings, repository, entry)
+    receipt = {
+        "kind": "backup",
+        "stanza": settings.stanza,
+        "label": entry["label"],
+        "type": entry["type"],
+        "repository": {"number": repository.number, "name": repository.name, "type": repository.kind},
+        "started": receipts.stamp(started),
+        "finished": receipts.now(),
+        "seconds": round(time.time() - started, 1),
+        "cluster_bytes": entry["info"]["size"],
+        "stored_bytes": entry["info"]["repository"].get("delta", entry["info"]["repository"].get("size", 0)),
+        "lsn": entry["lsn"],
+        "wal": entry["archive"],
+        "result": "damaged" if found else "ok",
+        "detail": found,
+    }
+    keep(settings, receipt)
+    if found:
+        raise DamagedError(
+            f"{what}: {entry['label']} was taken, but holds damaged pages: {found}",
+            "Nothing was expired. Find the table with `pg_amcheck --all` and `SELECT ...::regclass`, restore the newest backup before it "
+            "(restore.yml with set), then take a full backup",
+        )
+    engine.pgbackrest(
+        settings, f"expiring old backups of {repository}", "expire", f"--repo={repository.number}"
+    )
+    forget(settings, info, repository)
+    return receipt
+
+
+def keep(settings: Settings, receipt: dict[str, Any]) -> None:
+    """Write the receipt of a backup."""
+    receipts.write(settings, f"backup-{receipt['label']}-{receipt['repository']['name']}.json", receipt)
+
+
+def forget(settings: Settings, info: dict[str, Any], repository: Repository) -> None:
+    """Remove the receipts of backups that have expired."""
+    known = {entry["label"] for entry in backups_of(engine.information(settings), repository.number)}
+    for path in settings.state.glob(f"backup-*-{repository.name}.json"):
+        if path.name.removeprefix("backup-").removesuffix(f"-{repository.name}.json") not in known:
+            Path(path).unlink(missing_ok=True)
+
+
+def run(
+    settings: Settings, kind: str, numbers: list[int], *, only_if_none: bool = False
+) -> list[dict[str, Any]]:
+    """Take a backup into each repository named, or into all that this host backs up into; return the receipts.
+
+    One repository that fails does not keep the others from their backup. With ``only_if_none`` those that hold one already are passed
+    over.
+
+    Raises:
+        BackupError: at least one backup was not taken or is damaged; the message names each.
+    """
+    chosen = [settings.repository(number) for number in numbers] or [
+        r for r in settings.repositories if not r.remote
+    ]
+    if only_if_none:
+        info = engine.information(settings)
+        chosen = [repository for repository in chosen if not backups_of(info, repository.number)]
+    if not chosen:
+        return []
+    done, errors = [], []
+    for repository in chosen:
+        try:
+            done.append(take(settings, kind, repository))
+        except BackupError as error:
+            errors.append(error)
+    digests = record_digests(settings, done[-1]) if done else {}
+    for receipt in done:
+        receipt["digests"] = digests
+        keep(settings, receipt)
+    failures = checksum_failures(settings)
+    if failures:
+        text = f"PostgreSQL has met {failures} pages with a wrong checksum since its statistics were reset"
+        hint = "find them with `pg_amcheck --all`; when they are repaired, reset the count: SELECT pg_stat_reset() in that database"
+        errors.append(DamagedError(text, hint))
+    if errors:
+        raise joined(errors)
+    if settings.pgchroma_command and not digests["recorded"]:
+        hint = "the backups are good; without digests a drill cannot compare records. Run the command by hand to see why"
+        raise BackupError(f"the collections' digests were not recorded: {digests['detail']}", hint)
+    return done
+
+
+def joined(errors: list[BackupError]) -> BackupError:
+    """Return several errors as one; the gravest exit status counts."""
+    if len(errors) == 1:
+        return errors[0]
+    text = "\n".join(f"- {error.message}\n  {error.hint}" for error in errors)
+    return BackupError(f"{len(errors)} things went wrong:\n{text}", "", max(error.code for error in errors))

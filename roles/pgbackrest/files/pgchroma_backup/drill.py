@@ -1,0 +1,163 @@
+"""The restore drill: the newest backup, restored apart from the cluster, proven, timed and removed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from . import backup, engine, receipts, restore, side, target
+from .errors import BackupError, DamagedError
+from .settings import Settings
+
+
+def digests_file(settings: Settings) -> Path:
+    """Return the file of the newest restore point at which digests were recorded."""
+    return settings.state / "digests" / "latest.json"
+
+
+def wanted(settings: Settings) -> dict[str, Any]:
+    """Return the drill as a side restore of the newest backup to the point after it at which digests were recorded.
+
+    Raises:
+        BackupError: no digests were recorded after the newest backup, so nothing could be compared.
+    """
+    hint = "run backup.yml; it records them after the backup"
+    try:
+        point = json.loads(digests_file(settings).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackupError(f"no digests of the collections are recorded: {error}", hint) from error
+    info = engine.information(settings)
+    number = settings.drill_repository or target.choose_repository(
+        settings, info, target.read({"latest": True})
+    )
+    good = [entry for entry in backup.backups_of(info, number) if not entry["error"]]
+    if not good:
+        raise BackupError(f"{settings.repository(number)} holds no backup without errors", hint)
+    newest = good[-1]
+    if target.lsn_number(newest["lsn"]["stop"]) > target.lsn_number(point["lsn"]):
+        raise BackupError(
+            f"no digests were recorded after {newest['label']}; the last are of {point['point']}", hint
+        )
+    return {
+        "name": point["point"],
+        "set": newest["label"],
+        "repository": number,
+        "timeline": int(point["wal_file"][:8], 16),
+        "directory": settings.drill_directory,
+        "port": settings.drill_port,
+    }
+
+
+def prove(settings: Settings, place: Path) -> dict[str, Any]:
+    """Run pgchroma's checks on the copy: indexes by amcheck, digests as recorded, a vector query.
+
+    Raises:
+        DamagedError: what was restored is not what was backed up.
+        BackupError: the checks could not run.
+    """
+    if not settings.pgchroma_command:
+        hint = "set pgbackrest_pgchroma_command; a copy without these checks is not proven"
+        raise BackupError("there is no pgchroma on this host to prove the restored collections with", hint)
+    command = [settings.pgchroma_command, "backup", "check-restored", "--format", "json"]
+    command += ["--database-url", backup.database_url(settings, f"{place}/socket", settings.drill_port)]
+    command += ["--state-dir", settings.state_dir, "--digests", str(digests_file(settings))]
+    done = engine.run(command, timeout=7200)
+    text = engine.readable(done.output.strip())
+    if done.status != 0:
+        raise DamagedError(
+            f"the restored copy is not what was backed up (status {done.status}): {text[-1500:]}",
+            "take a full backup now",
+        )
+    try:
+        found: dict[str, Any] = json.loads(done.output)
+    except ValueError:
+        found = {"output": text}
+    return found
+
+
+def check_pages(settings: Settings, place: Path) -> str:
+    """Read every page of the stopped copy against its checksum and return what pg_checksums counted.
+
+    Raises:
+        DamagedError: a page does not match.
+    """
+    done = engine.run([f"{settings.bin_dir}/pg_checksums", "--check", "-D", str(place / "data")])
+    if done.status != 0:
+        raise DamagedError(
+            f"pages of the restored copy are damaged: {done.output.strip()[-600:]}", "take a full backup now"
+        )
+    return " ".join(done.output.split())
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Carry out the drill and return its receipt, which is drill.json whatever the result.
+
+    Raises:
+        BackupError: the backup could not be restored or is not what was backed up.
+    """
+    with receipts.alone(settings, "drill"):
+        started = time.time()
+        receipt: dict[str, Any] = {
+            "kind": "drill",
+            "started": receipts.stamp(started),
+            "backup_label": "",
+            "result": "failed",
+        }
+        place = Path(settings.drill_directory)
+        try:
+            goal = wanted(settings)
+            found = restore.plan(settings, goal)
+            receipt["point"] = goal["name"]
+            receipt |= {
+                "backup_label": found["set"],
+                "repository": found["repository"],
+                "bytes": found["bytes"],
+            }
+            receipt["command"] = found["command"]
+            side.copy(settings, place, settings.drill_port, found["command"])
+            receipt["restore_seconds"] = round(time.time() - started, 1)
+            receipt["checks"] = prove(settings, place)
+            side.stop(settings, place)
+            receipt["pages"] = check_pages(settings, place)
+            receipt |= {"result": "ok", "detail": "restored, proven and removed"}
+        except BackupError as error:
+            receipt["detail"] = str(error)
+            raise
+        finally:
+            if (place / side.MARKER).exists():
+                side.remove(settings, settings.drill_directory)
+            receipt |= {"finished": receipts.now(), "seconds": round(time.time() - started, 1)}
+            receipts.write(settings, "drill.json", receipt)
+            note(settings, receipt)
+        return receipt
+
+
+def note(settings: Settings, receipt: dict[str, Any]) -> None:
+    """Have pgchroma note the drill where its status and metrics look for it; that this fails is no failure of the drill."""
+    if not settings.pgchroma_command:
+        return
+    command = [
+        settings.pgchroma_command,
+        "backup",
+        "record-drill",
+        "--database-url",
+        backup.database_url(settings),
+    ]
+    command += [
+        "--state-dir",
+        settings.state_dir,
+        "--result",
+        receipt["result"],
+        "--duration",
+        str(receipt["seconds"]),
+    ]
+    command += ["--started", receipt["started"].replace("Z", "+00:00"), "--message", receipt["detail"][:1000]]
+    for option, key in (("--backup-label", "backup_label"), ("--point", "point")):
+        if receipt.get(key):
+            command += [option, receipt[key]]
+    done = engine.run(command, timeout=120)
+    if done.status != 0:
+        sys.stderr.write(f"the drill was not noted: {engine.readable(done.output.strip())}\n")

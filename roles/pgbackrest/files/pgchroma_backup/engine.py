@@ -1,0 +1,229 @@
+"""Calling pgBackRest and PostgreSQL, and saying in plain words what their errors mean."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import CONFIGURATION, DAMAGED, NOT_READY, REFUSED, UNEXPECTED, UNREACHABLE, BackupError
+from .settings import Settings
+
+# (pattern in pgBackRest's output, what it means, remedy, exit status); the first that fits counts.
+MEANINGS = (
+    (
+        r"No space left on device|\[Errno 28\]|Disk quota exceeded",
+        "the disk is full",
+        "make room or enlarge it, then run this again; nothing half-written counts as a backup",
+        UNEXPECTED,
+    ),
+    (
+        r"unable to acquire lock|lock file .* is held|is already running",
+        "another pgBackRest process is at work on this stanza",
+        "wait until it has ended (systemctl list-units 'pgchroma-backup*' shows it), then run this again",
+        REFUSED,
+    ),
+    (
+        r"key/value found outside of section|CryptoError|cipher header invalid|unable to flush|bad decrypt|wrong final block",
+        "the passphrase is not the one the repository was encrypted with, or its files are damaged",
+        "put the right passphrase into the repository's cipher_passphrase, or into the file in pgbackrest_secrets_dir",
+        CONFIGURATION,
+    ),
+    (
+        r"\[ChecksumError\]|ERROR: \[026\]|error restoring .*checksum|checksum invalid",
+        "a file in the repository is damaged",
+        "restore an older set, or from another repository; backup_verify.yml shows what is damaged",
+        DAMAGED,
+    ),
+    (
+        r"HostConnectError|unable to connect|unable to get address|Connection refused|Connection timed out|No route to host"
+        r"|TLS error|ServiceError|\[ProtocolError\]|HTTP request failed|unable to load info file|unable to find a valid repository"
+        r"|missing stanza path",
+        "the repository cannot be reached, or holds nothing of this stanza",
+        "see that its host answers, that its disk is mounted and that the credentials are right, then run this again",
+        UNREACHABLE,
+    ),
+    (
+        r"archive_mode must be enabled|archive_command .* must contain",
+        "PostgreSQL does not archive its WAL yet",
+        "run site.yml with -e postgresql_restart_allowed=true at a time that suits: archive_mode needs a restart",
+        NOT_READY,
+    ),
+    (
+        r"WAL segment .* was not archived before|\[ArchiveTimeoutError\]|ERROR: \[082\]",
+        "WAL does not reach the repository in time",
+        "the PostgreSQL log says why archive_command fails; see that the repository answers and has room",
+        UNREACHABLE,
+    ),
+    (
+        r"do not match the database|system-id|ArchiveMismatchError|BackupMismatch",
+        "the repository holds backups of another cluster",
+        "to bring that cluster back run disaster_recovery.yml; to start afresh give another pgbackrest_stanza or path",
+        REFUSED,
+    ),
+    (
+        r"unable to connect to 'dbname|could not connect to server|connection to server",
+        "PostgreSQL does not answer",
+        "systemctl status says why it does not run; start it, then run this again",
+        NOT_READY,
+    ),
+)
+ERROR_LINE = re.compile(r"ERROR: \[\d+\]: .*")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended: its status and all it printed."""
+
+    status: int
+    output: str
+
+
+def as_postgres(command: list[str]) -> list[str]:
+    """Return the command so that it runs as the user postgres, whoever calls."""
+    return command if os.geteuid() != 0 else ["runuser", "-u", "postgres", "--", *command]
+
+
+def run(command: list[str], *, text: str = "", timeout: float | None = None) -> Done:
+    """Run a command as postgres and return how it ended; it runs in / because postgres may not read the caller's folder.
+
+    Raises:
+        BackupError: the program does not exist, or did not end in time.
+    """
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "PGCONNECT_TIMEOUT": "10"}
+    try:
+        done = subprocess.run(  # noqa: S603
+            as_postgres(command),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            input=text.encode(),
+            cwd="/",
+            env=environment,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise BackupError(
+            f"{command[0]} does not exist", "run site.yml; it installs it", NOT_READY
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise BackupError(
+            f"{command[0]} did not end within {timeout:g} s", "run it by hand to see why"
+        ) from error
+    return Done(done.returncode, done.stdout.decode("utf-8", "replace"))
+
+
+def readable(output: str) -> str:
+    """Return output for people: without control characters, which the ciphertext in some of pgBackRest's messages has."""
+    return "".join(character if character.isprintable() or character == "\n" else "." for character in output)
+
+
+def explained(what: str, output: str) -> BackupError:
+    """Return the error that pgBackRest's output tells of, with a remedy; the tail of the output when it is none known."""
+    text = readable(output)
+    found = ERROR_LINE.search(text)
+    detail = found.group(0)[:300] if found else "\n".join(text.strip().splitlines()[-6:])
+    for pattern, meaning, remedy, code in MEANINGS:
+        if re.search(pattern, text, re.IGNORECASE):
+            return BackupError(f"{what}: {meaning}. pgBackRest says: {detail}", remedy, code)
+    return BackupError(
+        f"{what} failed. pgBackRest says: {detail}", "journalctl and /var/log/pgbackrest say more"
+    )
+
+
+def command_line(settings: Settings, verb: str, *options: str) -> list[str]:
+    """Return the command line of a pgBackRest verb for this host's stanza."""
+    return ["pgbackrest", f"--config={settings.config}", f"--stanza={settings.stanza}", *options, verb]
+
+
+def pgbackrest(settings: Settings, what: str, verb: str, *options: str) -> str:
+    """Run a verb and return what it printed.
+
+    Raises:
+        BackupError: it failed; the message begins with ``what``.
+    """
+    done = run(command_line(settings, verb, *options))
+    if done.status != 0:
+        raise explained(what, done.output)
+    return done.output
+
+
+def information(settings: Settings) -> dict[str, Any]:
+    """Return ``pgbackrest info`` of this stanza: backups, archive ranges, state of each repository."""
+    options = ("--output=json", "--log-level-console=off", "--log-level-stderr=off")
+    output = pgbackrest(settings, "reading the repositories", "info", *options)
+    stanzas: list[dict[str, Any]] = json.loads(output)
+    for stanza in stanzas:
+        if stanza["name"] == settings.stanza:
+            return stanza
+    return {"name": settings.stanza, "archive": [], "backup": [], "db": [], "repo": [], "status": {"code": 1}}
+
+
+def repository_fault(info: dict[str, Any], settings: Settings, number: int) -> BackupError | None:
+    """Return what is wrong with a repository as ``info`` found it; a stanza without backups is no fault."""
+    for entry in info["repo"]:
+        if entry["key"] == number and entry["status"]["code"] not in (0, 2):
+            return explained(f"reading {settings.repository(number)}", entry["status"]["message"])
+    return None
+
+
+def query(settings: Settings, statement: str, *, socket: str = "", port: int = 0, **values: str) -> list[str]:
+    """Run SQL as the superuser over the socket and return the lines of its answer, columns separated by tabs.
+
+    Values are bound by psql where the statement has them as ``:'name'``.
+
+    Raises:
+        BackupError: the server does not answer, or refuses the statement.
+    """
+    command = [f"{settings.bin_dir}/psql", "-XAtq", "-F", "\t", "-v", "ON_ERROR_STOP=1", "-U", "postgres"]
+    command += ["-h", socket or settings.socket_dir, "-p", str(port or settings.port), "-d", "postgres"]
+    for name, value in values.items():
+        command += ["-v", f"{name}={value}"]
+    done = run([*command, "-f", "-"], text=statement + ";\n", timeout=600)
+    if done.status != 0:
+        hint = f"systemctl status {settings.service} says whether it runs"
+        raise BackupError(f"PostgreSQL says: {done.output.strip()}", hint, NOT_READY)
+    return done.output.splitlines()
+
+
+def is_running(settings: Settings) -> bool:
+    """Whether a server runs on the cluster's data directory."""
+    return run([f"{settings.bin_dir}/pg_ctl", "-D", settings.data_dir, "status"]).status == 0
+
+
+def run_as_root(command: list[str]) -> Done:
+    """Run a command as the caller, who must be root, and return how it ended."""
+    done = subprocess.run(  # noqa: S603
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout)
+
+
+def server_log(settings: Settings) -> str:
+    """Return the end of the server's log: Debian's file, or the journal of its unit where there is none."""
+    found = re.search(r"(\d+)-(\w+)", settings.service)
+    if found:
+        tail = run(
+            ["tail", "-n", "60", f"/var/log/postgresql/postgresql-{found.group(1)}-{found.group(2)}.log"]
+        )
+        if tail.status == 0:
+            return tail.output
+    return run_as_root(
+        ["journalctl", f"--unit={settings.service}", "--lines=60", "--no-pager", "--output=cat"]
+    ).output
+
+
+def is_in_recovery(settings: Settings, socket: str = "", port: int = 0) -> bool:
+    """Whether a server still replays WAL; one that does not take connections yet counts as such."""
+    try:
+        return query(settings, "SELECT pg_is_in_recovery()", socket=socket, port=port)[0] != "f"
+    except BackupError:
+        return True

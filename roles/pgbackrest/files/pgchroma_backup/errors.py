@@ -1,0 +1,33 @@
+"""Errors with a remedy, and the exit statuses, which are those of the command pgchroma."""
+
+from __future__ import annotations
+
+OK, UNEXPECTED, USAGE, CONFIGURATION, UNREACHABLE, NOT_READY = 0, 1, 2, 3, 4, 5
+DAMAGED, REFUSED, INTERRUPTED = 8, 9, 10
+
+
+class BackupError(Exception):
+    """What went wrong, what to do about it, and the exit status that tells its kind."""
+
+    def __init__(self, message: str, hint: str, code: int = UNEXPECTED) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class RefusedError(BackupError):
+    """Something that must not be done, or not yet; nothing was changed."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message, hint, REFUSED)
+
+
+class DamagedError(BackupError):
+    """A backup, a repository or the cluster holds something that is not what was written."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message, hint, DAMAGED)

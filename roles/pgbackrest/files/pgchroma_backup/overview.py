@@ -1,0 +1,83 @@
+"""What there is to restore from: backups and the range of WAL in each repository, for people and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import backup, engine, receipts
+from .settings import Settings
+
+MEGABYTE = 1 << 20
+
+
+def row(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return one backup as it is shown."""
+    stored = entry["info"]["repository"]
+    return {
+        "label": entry["label"],
+        "type": entry["type"],
+        "started": receipts.stamp(entry["timestamp"]["start"]),
+        "ended": receipts.stamp(entry["timestamp"]["stop"]),
+        "cluster_bytes": entry["info"]["size"],
+        "stored_bytes": stored.get("delta", stored.get("size", 0)),
+        "lsn_stop": entry["lsn"]["stop"],
+        "wal_start": entry["archive"]["start"],
+        "wal_stop": entry["archive"]["stop"],
+        "damaged": entry["error"],
+    }
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Return every repository with its backups, oldest first, and the text that shows them."""
+    info = engine.information(settings)
+    found, lines = [], []
+    for repository in settings.repositories:
+        fault = engine.repository_fault(info, settings, repository.number)
+        ranges = [
+            {"id": entry["id"], "first": entry["min"], "last": entry["max"]}
+            for entry in info["archive"]
+            if entry["database"]["repo-key"] == repository.number
+        ]
+        rows = [row(entry) for entry in backup.backups_of(info, repository.number)]
+        found.append(
+            {
+                "number": repository.number,
+                "name": repository.name,
+                "type": repository.kind,
+                "where": repository.where,
+                "fault": fault.message if fault else "",
+                "hint": fault.hint if fault else "",
+                "backups": rows,
+                "archive": ranges,
+            }
+        )
+        lines.append(str(repository)[0].upper() + str(repository)[1:])
+        if fault is not None:
+            lines += [f"  CANNOT BE READ: {fault.message}", f"  {fault.hint}"]
+        elif not rows:
+            lines.append("  no backup yet")
+        for shown in rows:
+            mark = "  DAMAGED PAGES" if shown["damaged"] else ""
+            lines.append(
+                f"  {shown['label']:<34} {shown['type']:<5} ended {shown['ended']}  {shown['cluster_bytes'] // MEGABYTE:>7} MB,"
+                f" {shown['stored_bytes'] / MEGABYTE:.1f} MB stored{mark}"
+            )
+        lines += [
+            f"  WAL {entry['first']} to {entry['last']} ({entry['id']})" for entry in ranges if entry["first"]
+        ]
+    last = receipts.read(settings, "drill.json")
+    lines.append(
+        f"Last drill: {last['result']}, {last['finished']}, {last['seconds']} s"
+        if last
+        else "Last drill: none yet"
+    )
+    points = receipts.read(settings, "restore-points.json") or {"points": []}
+    lines += [f"Restore point {entry['name']}: {entry['time']}, {entry['lsn']}" for entry in points["points"]]
+    return {
+        "kind": "info",
+        "stanza": settings.stanza,
+        "repositories": found,
+        "drill": last,
+        **points,
+        "text": "\n".join(lines),
+    }

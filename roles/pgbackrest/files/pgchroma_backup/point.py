@@ -1,0 +1,128 @@
+"""Named restore points, and what to do with the data directory that a restore has kept."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import engine, receipts, restore
+from .errors import USAGE, BackupError, RefusedError
+from .settings import Settings
+
+NAME_BYTES = 63
+
+
+def create(settings: Settings, name: str) -> dict[str, Any]:
+    """Make a restore point in the running cluster, wait until it is archived, and return its receipt.
+
+    Raises:
+        BackupError: the name is not fit, or taken; the server does not answer or does not archive.
+    """
+    if not name or len(name.encode()) > NAME_BYTES or not name.isprintable() or "'" in name:
+        hint = (
+            f"give 1 to {NAME_BYTES} printable characters without quotes, such as before-upgrade-2026-11-21"
+        )
+        raise BackupError(f"{name!r} cannot name a restore point", hint, USAGE)
+    known = receipts.read(settings, "restore-points.json") or {"points": []}
+    if any(point["name"] == name for point in known["points"]):
+        raise RefusedError(
+            f"there is a restore point {name!r} already; recovery would stop at the first",
+            "choose another name",
+        )
+    if engine.query(settings, "SHOW archive_mode")[0] == "off":
+        raise RefusedError(
+            "archive_mode is off: a restore point that is not archived leads nowhere",
+            "restart PostgreSQL first",
+        )
+    lsn, timeline = engine.query(
+        settings,
+        "SELECT pg_create_restore_point(:'name'), (SELECT timeline_id FROM pg_control_checkpoint())",
+        name=name,
+    )[0].split("\t")
+    point = {"name": name, "lsn": lsn, "timeline": int(timeline), "time": receipts.now()}
+    receipts.write(settings, "restore-points.json", {"points": [*known["points"], point]})
+    restore.flush(settings)
+    return {"kind": "restore-point", **point}
+
+
+def kept(settings: Settings) -> list[Path]:
+    """Return the data directories that restores have kept, oldest first."""
+    return sorted(settings.data.parent.glob(f"{settings.data.name}.before-restore-*"))
+
+
+def finish_plan(settings: Settings, keep: str) -> dict[str, Any]:
+    """Return what ending a restore would do, and a text for people. Changes nothing.
+
+    Raises:
+        RefusedError: there is nothing to end, or the restored cluster is not in order.
+    """
+    directories = kept(settings)
+    if not directories:
+        raise RefusedError("no restore on this host has kept a data directory", "there is nothing to do")
+    running = engine.is_running(settings)
+    if keep == "restored" and (not running or engine.is_in_recovery(settings)):
+        hint = "finish the restore first (restore.yml), or put the former one back: keep=former"
+        raise RefusedError("the restored cluster does not run, or still replays WAL", hint)
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    rejected = f"{settings.data_dir}.rejected-{moment}"
+    if keep == "restored":
+        lines = [
+            f"rm -r {path}    # {restore.used_bytes(path) // restore.MEGABYTE} MB" for path in directories
+        ]
+    else:
+        lines = [f"systemctl stop {settings.service}"] if running else []
+        lines += [f"mv {settings.data_dir} {rejected}", f"mv {directories[-1]} {settings.data_dir}"]
+        lines.append(f"systemctl start {settings.service}")
+    return {
+        "kind": "restore-finish",
+        "keep": keep,
+        "directories": [str(path) for path in directories],
+        "rejected": rejected if keep == "former" else "",
+        "running": running,
+        "text": "\n".join(["Commands:", *(f"  {line}" for line in lines)]),
+    }
+
+
+def begin_timeline(settings: Settings) -> None:
+    """Have the cluster begin a new timeline at its next start.
+
+    The archive holds the timeline of the restore that was rejected. A cluster that went on with an older one would be passed over by
+    every later restore to the end of the archive, which follows the youngest.
+    """
+    command = f'pgbackrest --config={settings.config} --stanza={settings.stanza} archive-get %f "%p"'
+    lines = [
+        f"restore_command = '{command}'",
+        "recovery_target_timeline = 'current'",
+        "recovery_target_action = 'promote'",
+    ]
+    lines += [f"recovery_target{kind} = ''" for kind in ("", "_name", "_time", "_xid", "_lsn")]
+    with (settings.data / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
+        file.write("# Written by pgchroma-backup restore-finish\n" + "".join(f"{line}\n" for line in lines))
+    (settings.data / "recovery.signal").touch()
+    shutil.chown(settings.data / "recovery.signal", "postgres", "postgres")
+
+
+def finish(settings: Settings, keep: str) -> dict[str, Any]:
+    """Remove the data directories kept by restores (keep=restored), or put the newest of them back (keep=former).
+
+    Raises:
+        RefusedError: as finish_plan().
+    """
+    with receipts.alone(settings, "restore"):
+        found = finish_plan(settings, keep)
+        if keep == "restored":
+            for directory in found["directories"]:
+                shutil.rmtree(directory)
+        else:
+            if found["running"]:
+                restore.control(settings, "stop")
+            settings.data.rename(found["rejected"])
+            Path(found["directories"][-1]).rename(settings.data)
+            receipts.write(settings, restore.MARKER, {"phase": "done", "kept": ""})
+            begin_timeline(settings)
+            restore.recover(settings)
+        receipt = {**found, "time": receipts.now()}
+        receipts.write(settings, f"restore-finish-{receipt['time'].replace(':', '')}.json", receipt)
+        return receipt

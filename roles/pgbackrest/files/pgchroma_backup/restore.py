@@ -1,0 +1,334 @@
+"""Restoring the cluster, or a copy beside it: the plan first, then every step of it, resumable where it stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import engine, receipts, side, target
+from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
+from .settings import Settings
+from .target import Target
+
+MARKER = "restore.json"
+MEGABYTE = 1 << 20
+
+
+def options_of(goal: Target, chosen: dict[str, Any], number: int, timeline: str) -> list[str]:
+    """Return pgBackRest's options for a target; the set and the repository are always named, so nothing is left to chance."""
+    options = [f"--repo={number}", f"--set={chosen['label']}"]
+    if goal.kind != "latest":
+        options.append(f"--type={goal.kind}")
+        options.append("--target-action=promote")
+    if goal.kind == "time":
+        moment = datetime.fromtimestamp(goal.moment, UTC)
+        options.append(f"--target={moment.strftime('%Y-%m-%d %H:%M:%S.%f')}+00")
+    elif goal.value:
+        options.append(f"--target={goal.value}")
+    if goal.exclusive:
+        options.append("--target-exclusive")
+    options.append(f"--target-timeline={timeline}")
+    return options
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space of the file system that a path is or will be on."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def used_bytes(path: Path) -> int:
+    """Return what the files below a directory take."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            try:
+                total += (Path(folder) / name).lstat().st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def unfinished(settings: Settings) -> dict[str, Any] | None:
+    """Return the marker of a restore that stopped half-way, or None."""
+    marker = receipts.read(settings, MARKER)
+    return marker if marker is not None and marker["phase"] != "done" else None
+
+
+def has_data(settings: Settings) -> bool:
+    """Whether the data directory holds a cluster that a server was ever started on; a fresh initdb is no loss."""
+    return (settings.data / "postmaster.opts").exists()
+
+
+def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return what a restore would do: commands, sizes, what is overwritten, and a text for people. Changes nothing.
+
+    Raises:
+        BackupError: the target cannot be reached, there is no room, or the directory is taken.
+    """
+    goal = target.read(wanted)
+    info = engine.information(settings)
+    number = target.choose_repository(settings, info, goal)
+    chosen = target.choose_set(settings, info, goal, number)
+    timeline = target.choose_timeline(settings, goal, chosen, number)
+    options = options_of(goal, chosen, number, timeline)
+    running = engine.is_running(settings)
+    # A server that runs has been started since: what it holds now is no half-copied directory, whatever the marker says.
+    stopped = unfinished(settings) if not goal.side and not running else None
+    if goal.side:
+        side.refuse(settings, goal)
+        place = Path(goal.directory) / "data"
+        options += side.options(goal)
+    else:
+        place = settings.data
+    resumes = stopped is not None and not goal.side
+    if resumes or (goal.overwrite and not goal.side):
+        options.append("--delta")
+    needed = 0 if goal.overwrite or resumes else chosen["info"]["size"]
+    free = free_bytes(place)
+    if needed + 64 * MEGABYTE > free:
+        hint = "make room, or restore over the present files instead of keeping them: add overwrite: true"
+        raise RefusedError(
+            f"{place} has {free // MEGABYTE} MB free, the restored cluster takes {needed // MEGABYTE} MB",
+            hint,
+        )
+    kept = ""
+    if not goal.side:
+        kept = stopped["kept"] if stopped is not None else aside(settings, goal)
+    found = {
+        "kind": "restore-plan",
+        "target": str(goal),
+        "repository": number,
+        "set": chosen["label"],
+        "set_ended": receipts.stamp(chosen["timestamp"]["stop"]),
+        "timeline": timeline,
+        "bytes": chosen["info"]["size"],
+        "free_bytes": free,
+        "directory": str(place),
+        "side": goal.side,
+        "overwrite": goal.overwrite,
+        "running": running and not goal.side,
+        "resumes": resumes,
+        "kept": kept,
+        "command": engine.command_line(settings, "restore", *options),
+    }
+    found["text"] = text_of(settings, goal, found)
+    return found
+
+
+def aside(settings: Settings, goal: Target) -> str:
+    """Return where the present data directory goes, or the empty string when it is not kept."""
+    if goal.overwrite or not has_data(settings):
+        return ""
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{settings.data_dir}.before-restore-{moment}"
+
+
+def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
+    """Return the plan for people."""
+    size, free = found["bytes"] // MEGABYTE, found["free_bytes"] // MEGABYTE
+    lines = [
+        f"Restore {settings.stanza} to {found['target']}",
+        f"  from       {settings.repository(found['repository'])}",
+        f"  backup     {found['set']}, ended {found['set_ended']}, {size} MB; timeline {found['timeline']}",
+        f"  into       {found['directory']} ({free} MB free)",
+    ]
+    if goal.side:
+        lines.append(
+            f"  beside     the cluster: port {goal.port}, socket only, archiving off; {settings.data_dir} is not touched"
+        )
+    elif found["resumes"]:
+        lines.append("  resumes    a restore that stopped half-way")
+        lines.append(f"  kept       {found['kept'] or 'nothing: there was no cluster before it'}")
+    elif found["kept"]:
+        taken = used_bytes(settings.data) // MEGABYTE
+        lines.append(
+            f"  moved away {settings.data_dir} ({taken} MB) to {found['kept']}; playbooks/restore_finish.yml removes it or puts it back"
+        )
+    elif goal.overwrite:
+        lines.append(f"  OVERWRITES {settings.data_dir}: what it holds now is lost")
+    else:
+        lines.append(f"  replaces   {settings.data_dir}, which no server was ever started on")
+    lines.append("Commands:")
+    if not goal.side:
+        lines.append(
+            f"  systemctl stop {settings.service}"
+            if found["running"]
+            else f"  ({settings.service} does not run)"
+        )
+        if found["kept"] and not found["resumes"]:
+            lines.append(f"  mv {settings.data_dir} {found['kept']}")
+    lines.append("  " + " ".join(quoted(word) for word in found["command"]))
+    lines.append(
+        f"  systemctl start {settings.service}" if not goal.side else side.start_line(settings, goal)
+    )
+    return "\n".join(lines)
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell would need it."""
+    return word if re.fullmatch(r"[\w@%+=:,./-]+", word) else "'" + word.replace("'", "'\\''") + "'"
+
+
+def flush(settings: Settings) -> None:
+    """Have the running server commit something and send all of its WAL away, so that every moment until now can be reached.
+
+    A target time is only recognised by a later commit; without this one an idle hour could not be restored to.
+    """
+    engine.query(settings, "SELECT pg_current_xact_id()")
+    name = engine.query(settings, "SELECT pg_walfile_name(pg_switch_wal())")[0]
+    deadline = time.monotonic() + settings.archive_wait_seconds
+    statement = "SELECT coalesce(last_archived_wal, '') >= :'name' FROM pg_stat_archiver"
+    while engine.query(settings, statement, name=name)[0] != "t":
+        if time.monotonic() > deadline:
+            detail = f"{name} was not archived within {settings.archive_wait_seconds} s; what was written last could not be restored"
+            raise BackupError(
+                detail, "the PostgreSQL log says why archive_command fails. Nothing was stopped", UNEXPECTED
+            )
+        time.sleep(0.2)
+
+
+def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, start: bool = True) -> dict[str, Any]:
+    """Carry out a restore and return its receipt. With ``stop`` a running server is stopped first.
+
+    Raises:
+        RefusedError: the server runs and may not be stopped, or what plan() refuses; nothing was changed.
+        BackupError: a step failed; the message says how to go on.
+    """
+    with receipts.alone(settings, "restore"):
+        found = plan(settings, wanted)
+        started = time.time()
+        if found["side"]:
+            return side.run(settings, target.read(wanted), found)
+        running = found["running"]
+        if running and not stop:
+            hint = "playbooks/restore.yml stops it in order; or restore beside it, with directory and port"
+            raise RefusedError(
+                f"PostgreSQL runs on {settings.data_dir}; a restore would take its files away", hint
+            )
+        if running:
+            flush(settings)
+            control(settings, "stop")
+        prepare(settings, found)
+        marker = {
+            "phase": "copying",
+            "kept": found["kept"],
+            "target": found["target"],
+            "started": receipts.stamp(started),
+        }
+        receipts.write(settings, MARKER, marker)
+        copy(found)
+        copied = time.time()
+        receipts.write(settings, MARKER, {**marker, "phase": "recovering"})
+        if start:
+            recover(settings)
+        receipts.write(settings, MARKER, {**marker, "phase": "done"})
+        receipt = {
+            **found,
+            "kind": "restore",
+            "result": "ok",
+            "started": receipts.stamp(started),
+            "finished": receipts.now(),
+        }
+        receipt["copy_seconds"] = round(copied - started, 1)
+        receipt["seconds"] = round(time.time() - started, 1)
+        if start:
+            receipt["timeline_now"] = int(
+                engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")[0]
+            )
+        receipts.write(settings, f"restore-{receipt['finished'].replace(':', '')}.json", receipt)
+        return receipt
+
+
+def control(settings: Settings, verb: str) -> None:
+    """Start or stop the server's unit.
+
+    Raises:
+        BackupError: systemd could not.
+    """
+    done = engine.run_as_root(["systemctl", verb, settings.service])
+    if done.status != 0:
+        hint = f"journalctl -u {settings.service} and the PostgreSQL log say why"
+        raise BackupError(
+            f"systemctl {verb} {settings.service} failed: {done.output.strip()}", hint, UNEXPECTED
+        )
+
+
+def prepare(settings: Settings, found: dict[str, Any]) -> None:
+    """Move the present data directory away and make an empty one, unless its files are to be used."""
+    if found["resumes"] or found["overwrite"]:
+        return
+    if found["kept"]:
+        settings.data.rename(found["kept"])
+    elif settings.data.exists():
+        shutil.rmtree(settings.data)
+    settings.data.mkdir(mode=0o700)
+    shutil.chown(settings.data, "postgres", "postgres")
+
+
+def copy(found: dict[str, Any]) -> None:
+    """Run pgBackRest's restore.
+
+    Raises:
+        BackupError: it failed; the same command resumes it.
+    """
+    done = engine.run(found["command"])
+    if done.status == 0:
+        return
+    error = engine.explained(f"restoring {found['set']}", done.output)
+    hint = f"{error.hint}. {found['directory']} is incomplete and cannot be started; run the same playbook again to resume"
+    hint += f". The data directory from before is {found['kept']}" if found["kept"] else ""
+    raise BackupError(error.message, hint, error.code if error.code != UNEXPECTED else INTERRUPTED)
+
+
+def recover(settings: Settings) -> None:
+    """Start the server and wait until recovery has ended and it takes writes.
+
+    Raises:
+        BackupError: recovery could not reach the target, or did not end in time.
+    """
+    try:
+        control(settings, "start")
+    except BackupError as error:
+        raise reason(settings, error) from error
+    deadline = time.monotonic() + settings.recovery_seconds
+    while True:
+        try:
+            if engine.query(settings, "SELECT pg_is_in_recovery()")[0] == "f":
+                return
+        except BackupError as error:
+            if not engine.is_running(settings):
+                raise reason(settings, error) from error
+        if time.monotonic() > deadline:
+            hint = "it goes on by itself; the PostgreSQL log shows how far it is. pgbackrest_recovery_seconds is how long is waited"
+            raise BackupError(
+                f"recovery has not ended within {settings.recovery_seconds} s", hint, INTERRUPTED
+            )
+        time.sleep(0.2)
+
+
+def reason(settings: Settings, error: BackupError) -> BackupError:
+    """Return why a restored server did not start, as its log tells."""
+    log = engine.server_log(settings)
+    reached = re.findall(r"last completed transaction was at log time (\S+ \S+ \S+)", log)
+    if "recovery ended before configured recovery target was reached" in log:
+        end = (
+            f"the archive ends at {reached[-1]}"
+            if reached
+            else "the archive holds no transaction after the backup"
+        )
+        hint = "choose a target before that, or latest, and run the playbook again: it resumes with the files that are there"
+        return BackupError(f"the target lies after the last WAL that was archived: {end}", hint, INTERRUPTED)
+    fatal = [line for line in log.splitlines() if "FATAL" in line or "PANIC" in line]
+    detail = fatal[-1] if fatal else error.message
+    return BackupError(
+        f"the restored server does not start: {detail}",
+        "run the playbook again when that is mended; it resumes",
+        INTERRUPTED,
+    )

@@ -1,0 +1,96 @@
+"""What the role wrote about this host: /etc/pgbackrest/pgchroma-backup.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CONFIGURATION, BackupError
+
+FILE = Path("/etc/pgbackrest/pgchroma-backup.json")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One repository: its number for pgBackRest, the operator's name for it, what it is and where."""
+
+    number: int
+    name: str
+    kind: str
+    where: str
+
+    @property
+    def remote(self) -> bool:
+        """Whether another host runs the backups into it."""
+        return self.kind in ("ssh", "tls")
+
+    def __str__(self) -> str:
+        return f"repository {self.number} ({self.name}: {self.kind}, {self.where})"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that is fixed when the role runs; times are seconds unless the name says otherwise."""
+
+    stanza: str
+    config: str
+    bin_dir: str
+    data_dir: str
+    port: int
+    socket_dir: str
+    service: str
+    database: str
+    state_dir: str
+    pgchroma_command: str
+    repositories: tuple[Repository, ...]
+    archive_wait_seconds: int
+    recovery_seconds: int
+    backup_age_hours_maximum: int
+    drill_age_days_maximum: int
+    ready_files_maximum: int
+    drill_directory: str
+    drill_port: int
+    drill_repository: int
+    alert_command: tuple[str, ...]
+
+    @property
+    def state(self) -> Path:
+        """Where receipts are kept."""
+        return Path(self.state_dir)
+
+    @property
+    def data(self) -> Path:
+        """The cluster's data directory."""
+        return Path(self.data_dir)
+
+    def repository(self, number: int) -> Repository:
+        """Return a repository by its number.
+
+        Raises:
+            BackupError: there is none of that number.
+        """
+        for repository in self.repositories:
+            if repository.number == number:
+                return repository
+        known = ", ".join(str(repository) for repository in self.repositories)
+        raise BackupError(f"there is no repository {number}", f"choose one of {known}", CONFIGURATION)
+
+
+def read(path: Path = FILE) -> Settings:
+    """Return the settings of this host.
+
+    Raises:
+        BackupError: the file is missing, unreadable, or not of the form the role writes.
+    """
+    remedy = "run site.yml with --tags configure; it writes the file anew"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content["repositories"] = tuple(Repository(**entry) for entry in content["repositories"])
+        content["alert_command"] = tuple(content["alert_command"])
+        return Settings(**content)
+    except PermissionError as error:
+        raise BackupError(f"{path} cannot be read", "run this as root or postgres", CONFIGURATION) from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BackupError(f"{path} does not describe this host: {error}", remedy, CONFIGURATION) from error

@@ -1,0 +1,225 @@
+"""A restored copy beside the cluster: another directory and port, socket only, and nothing it writes reaches an archive."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from . import engine, receipts
+from .errors import BackupError, RefusedError
+from .settings import Settings
+from .target import Target
+
+# These must not be smaller than on the server the WAL comes from, or the copy refuses to replay it.
+FLOORS = {
+    "max_connections": "max_connections",
+    "max_worker_processes": "max_worker_processes",
+    "max_wal_senders": "max_wal_senders",
+    "max_prepared_xacts": "max_prepared_transactions",
+    "max_locks_per_xact": "max_locks_per_transaction",
+}
+MARKER = ".pgchroma-side"
+
+
+def refuse(settings: Settings, goal: Target) -> None:
+    """Refuse a directory or port that is not free.
+
+    Raises:
+        RefusedError: the directory is the cluster's, lies in it, or holds something that no side restore made.
+    """
+    place, data = Path(goal.directory).resolve(), settings.data.resolve()
+    if place == data or data in place.parents or place in data.parents:
+        raise RefusedError(
+            f"{goal.directory} is, holds or lies in the cluster's own {settings.data_dir}",
+            "choose a directory apart from it",
+        )
+    if goal.port == settings.port:
+        raise RefusedError(f"port {goal.port} is the cluster's own", "choose another port")
+    if place.exists() and any(place.iterdir()) and not (place / MARKER).exists():
+        raise RefusedError(
+            f"{goal.directory} is not empty and was not made by a side restore",
+            "choose an empty or a new directory",
+        )
+    if is_running(settings, Path(goal.directory)):
+        raise RefusedError(
+            f"a side restore runs in {goal.directory}",
+            f"look at it, then: {stop_line(settings, goal.directory)}",
+        )
+
+
+def options(goal: Target) -> list[str]:
+    """Return what keeps the copy apart: its own directory, tablespaces within it, and archiving off."""
+    return [
+        f"--pg1-path={goal.directory}/data",
+        f"--tablespace-map-all={goal.directory}/tablespaces",
+        "--archive-mode=off",
+    ]
+
+
+def start_line(settings: Settings, goal: Target) -> str:
+    """Return how the copy is started, for the plan."""
+    return f"  {settings.bin_dir}/pg_ctl -D {goal.directory}/data -o '-c config_file={goal.directory}/postgresql.conf' start"
+
+
+def stop_line(settings: Settings, directory: str) -> str:
+    """Return how the copy is stopped and removed, for people."""
+    return f"pgchroma-backup side-remove --directory {directory}"
+
+
+def is_running(settings: Settings, place: Path) -> bool:
+    """Whether a server runs on the copy."""
+    return engine.run([f"{settings.bin_dir}/pg_ctl", "-D", str(place / "data"), "status"]).status == 0
+
+
+def make_room(place: Path) -> None:
+    """Make the directory anew; what an interrupted side restore left goes first."""
+    if place.exists():
+        for entry in place.iterdir():
+            if entry.name != MARKER:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (place / MARKER).touch()
+    for name in ("data", "socket", "tablespaces"):
+        (place / name).mkdir(mode=0o700)
+    for path in (place, *place.iterdir()):
+        own(path)
+
+
+def own(path: Path) -> None:
+    """Give a path to postgres when root made it."""
+    if path.owner() == "root":
+        shutil.chown(path, "postgres", "postgres")
+
+
+def configure(settings: Settings, place: Path, port: int) -> None:
+    """Write the copy's own configuration: nothing of the cluster's is used, so nothing of it is opened to the network."""
+    control = engine.run([f"{settings.bin_dir}/pg_controldata", "-D", str(place / "data")]).output
+    floors = {
+        FLOORS[name]: value
+        for name, value in re.findall(r"^(\w+) setting:\s+(\d+)", control, re.MULTILINE)
+        if name in FLOORS
+    }
+    values = {
+        **floors,
+        "port": port,
+        "listen_addresses": "''",
+        "unix_socket_directories": f"'{place}/socket'",
+        "unix_socket_permissions": "0700",
+        "hba_file": f"'{place}/pg_hba.conf'",
+        "ident_file": f"'{place}/pg_ident.conf'",
+        "archive_mode": "off",
+        "autovacuum": "off",
+        "shared_buffers": "128MB",
+        "max_wal_size": "4GB",
+        "jit": "off",
+        "logging_collector": "off",
+        "cluster_name": "'pgchroma-side'",
+    }
+    files = {
+        "postgresql.conf": "".join(f"{name} = {value}\n" for name, value in values.items()),
+        "pg_hba.conf": "local all postgres peer\n",
+        "pg_ident.conf": "",
+    }
+    for name, text in files.items():
+        (place / name).write_text(text, encoding="utf-8")
+        own(place / name)
+
+
+def start(settings: Settings, place: Path, port: int) -> None:
+    """Start the copy and wait until recovery has ended.
+
+    Raises:
+        BackupError: it did not start, or recovery did not end in time; the end of its log is in the message.
+    """
+    log = place / "server.log"
+    command = [f"{settings.bin_dir}/pg_ctl", "-D", str(place / "data"), "-l", str(log), "-s", "-w"]
+    command += [
+        "-t",
+        str(settings.recovery_seconds),
+        "-o",
+        f"-c config_file={place}/postgresql.conf",
+        "start",
+    ]
+    done = engine.run(command, timeout=settings.recovery_seconds + 30)
+    deadline = time.monotonic() + settings.recovery_seconds
+    while done.status == 0:
+        if not engine.is_in_recovery(settings, str(place / "socket"), port):
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    tail = engine.run(["tail", "-n", "12", str(log)]).output.strip()
+    raise BackupError(
+        f"the restored copy does not come up: {tail or done.output.strip()}", f"{log} holds the rest"
+    )
+
+
+def stop(settings: Settings, place: Path) -> None:
+    """Stop the copy, if it runs, with a checkpoint, so that its pages can be checked offline."""
+    if is_running(settings, place):
+        command = [
+            f"{settings.bin_dir}/pg_ctl",
+            "-D",
+            str(place / "data"),
+            "-s",
+            "-w",
+            "-t",
+            "300",
+            "-m",
+            "fast",
+            "stop",
+        ]
+        done = engine.run(command)
+        if done.status != 0:
+            raise BackupError(
+                f"the copy in {place} does not stop: {done.output.strip()}", "stop its processes by hand"
+            )
+
+
+def remove(settings: Settings, directory: str) -> None:
+    """Stop a copy and delete it.
+
+    Raises:
+        RefusedError: no side restore made this directory.
+    """
+    place = Path(directory)
+    if not (place / MARKER).exists():
+        raise RefusedError(f"{directory} was not made by a side restore", "remove it by hand, if it is to go")
+    stop(settings, place)
+    shutil.rmtree(place)
+
+
+def copy(settings: Settings, place: Path, port: int, command: list[str]) -> None:
+    """Fill the directory from the repository and start the server on it.
+
+    Raises:
+        BackupError: pgBackRest or the server failed.
+    """
+    make_room(place)
+    done = engine.run(command)
+    if done.status != 0:
+        raise engine.explained("restoring", done.output)
+    configure(settings, place, port)
+    start(settings, place, port)
+
+
+def run(settings: Settings, goal: Target, found: dict[str, Any]) -> dict[str, Any]:
+    """Restore beside the cluster and leave the copy running; returns the receipt with how to reach and to remove it."""
+    started = time.time()
+    place = Path(goal.directory)
+    copy(settings, place, goal.port, found["command"])
+    receipt = {
+        **found,
+        "kind": "restore",
+        "result": "ok",
+        "started": receipts.stamp(started),
+        "finished": receipts.now(),
+        "seconds": round(time.time() - started, 1),
+        "reach": f"psql -h {place}/socket -p {goal.port} -U postgres {settings.database}",
+        "remove": stop_line(settings, goal.directory),
+    }
+    receipts.write(settings, f"restore-{receipt['finished'].replace(':', '')}.json", receipt)
+    return receipt

@@ -1,0 +1,87 @@
+"""Reading every file of a repository against its checksum. pgBackRest's verify exits 0 on damage: its text tells."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from . import engine, receipts
+from .errors import BackupError, DamagedError
+from .settings import Repository, Settings
+
+BAD = re.compile(r"(missing|checksum invalid|size invalid|other): (\d+)")
+
+
+def problems(text: str) -> list[str]:
+    """Return what verify's text says is wrong: one line for each archive or backup with something missing or invalid."""
+    found: list[str] = []
+    subject = ""
+    for raw in text.splitlines():
+        line = re.sub(r"^.*?(INFO|WARN|DETAIL|ERROR):\s*", "", raw).strip()
+        if line.startswith(("archiveId:", "backup:")):
+            subject = line
+            if re.search(r"status: (?!valid)\w", line):
+                found.append(line)
+        counted = [f"{name} {number}" for name, number in BAD.findall(line) if int(number)]
+        if counted:
+            found.append(f"{subject}: {', '.join(counted)}")
+        if re.match(r"(invalid checksum|.*file missing|unable to (open|read))", line):
+            found.append(line)
+    if not re.search(r"^\s*status: ok\s*$", text, re.MULTILINE) and not found:
+        found.append("no status ok: " + " ".join(text.split())[-300:])
+    return found
+
+
+def verify(settings: Settings, repository: Repository) -> dict[str, Any]:
+    """Verify one repository and return its result, damage included."""
+    started = time.time()
+    options = (f"--repo={repository.number}", "--output=text", "--verbose", "--log-level-console=warn")
+    text = engine.pgbackrest(settings, f"verifying {repository}", "verify", *options)
+    found = problems(text)
+    return {
+        "repository": repository.number,
+        "name": repository.name,
+        "seconds": round(time.time() - started, 1),
+        "ok": not found,
+        "problems": found,
+        "text": text.strip(),
+    }
+
+
+def run(settings: Settings, numbers: list[int]) -> dict[str, Any]:
+    """Verify the repositories named, or all, and return the receipt.
+
+    Raises:
+        DamagedError: something in a repository is missing or not what was written.
+        BackupError: a repository could not be read.
+    """
+    chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
+    results, errors = [], []
+    for repository in chosen:
+        try:
+            results.append(verify(settings, repository))
+        except BackupError as error:
+            errors.append(error)
+            results.append(
+                {
+                    "repository": repository.number,
+                    "name": repository.name,
+                    "ok": False,
+                    "problems": [str(error)],
+                }
+            )
+    receipt = {
+        "kind": "verify",
+        "time": receipts.now(),
+        "ok": all(entry["ok"] for entry in results),
+        "results": results,
+    }
+    receipts.write(settings, "verify.json", receipt)
+    bad = [f"{settings.repository(e['repository'])}: {problem}" for e in results for problem in e["problems"]]
+    if errors:
+        raise BackupError("\n".join(bad), errors[0].hint, errors[0].code)
+    if bad:
+        hint = "Sets that need a damaged file cannot be restored: take a full backup now, and keep another repository until it is proven"
+        raise DamagedError("\n".join(bad), hint)
+    return receipt
