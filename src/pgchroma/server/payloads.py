@@ -18,6 +18,35 @@ USize: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Optional: TypeAlias = Value | UnsetType | None
 # Lists and objects are looked at by `metadata.py`; msgspec cannot tell a list of strings from one of numbers.
 MetadataJson: TypeAlias = dict[str, str | int | float | bool | list[Any] | dict[str, Any] | None]
+# The decoder leaves these to others; the description of the API says what they look like.
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+_BASE64 = {"type": "string", "contentEncoding": "base64"}
+_NULL = {"type": "null"}
+EmbeddingsJson: TypeAlias = Annotated[
+    Raw,
+    Meta(
+        description="For each id, its numbers or the base64 of them as float32 in little-endian order; all of one kind.",
+        extra_json_schema={"anyOf": [{"type": "array", "items": items} for items in (_NUMBERS, _BASE64)]},
+    ),
+]
+EmbeddingsOrNullJson: TypeAlias = Annotated[
+    Raw,
+    Meta(
+        description="As when adding; null leaves that record's embedding, or all of them, alone.",
+        extra_json_schema={
+            "anyOf": [
+                *({"type": "array", "items": {"anyOf": [items, _NULL]}} for items in (_NUMBERS, _BASE64)),
+                _NULL,
+            ]
+        },
+    ),
+]
+WhereJson: TypeAlias = Annotated[
+    Any, Meta(extra_json_schema={"anyOf": [{"$ref": "#/components/schemas/Where"}, _NULL]})
+]
+WhereDocumentJson: TypeAlias = Annotated[
+    Any, Meta(extra_json_schema={"anyOf": [{"$ref": "#/components/schemas/WhereDocument"}, _NULL]})
+]
 IncludeName: TypeAlias = Literal["distances", "documents", "embeddings", "metadatas", "uris"]
 
 
@@ -269,7 +298,7 @@ class WritePayload(Struct):
     """Adds or upserts records; `embeddings` is decoded by `embeddings.py`."""
 
     ids: list[str]
-    embeddings: Raw
+    embeddings: EmbeddingsJson
     documents: list[str | None] | None = None
     metadatas: list[MetadataJson | None] | None = None
     uris: list[str | None] | None = None
@@ -279,7 +308,7 @@ class UpdatePayload(Struct):
     """Updates records."""
 
     ids: list[str]
-    embeddings: Raw = Raw()
+    embeddings: EmbeddingsOrNullJson = msgspec.field(default_factory=Raw)
     documents: list[str | None] | None = None
     metadatas: list[MetadataJson | None] | None = None
     uris: list[str | None] | None = None
@@ -289,8 +318,8 @@ class GetPayload(Struct):
     """Reads records; the clauses are checked by the store."""
 
     ids: list[str] | None = None
-    where: Any = None
-    where_document: Any = None
+    where: WhereJson = None
+    where_document: WhereDocumentJson = None
     limit: U32 | None = None
     offset: U32 | None = None
     include: list[IncludeName] = msgspec.field(default_factory=lambda: ["documents", "metadatas"])
@@ -299,10 +328,10 @@ class GetPayload(Struct):
 class QueryPayload(Struct):
     """Searches by embeddings."""
 
-    query_embeddings: Raw
+    query_embeddings: EmbeddingsJson
     ids: list[str] | None = None
-    where: Any = None
-    where_document: Any = None
+    where: WhereJson = None
+    where_document: WhereDocumentJson = None
     n_results: U32 | None = None
     include: list[IncludeName] = msgspec.field(
         default_factory=lambda: ["documents", "metadatas", "distances"]
@@ -313,8 +342,8 @@ class DeletePayload(Struct):
     """Deletes records."""
 
     ids: list[str] | None = None
-    where: Any = None
-    where_document: Any = None
+    where: WhereJson = None
+    where_document: WhereDocumentJson = None
     limit: U32 | None = None
 
 

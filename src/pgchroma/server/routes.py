@@ -1,6 +1,6 @@
 """Every operation of the API, and the right that each asks of its caller."""
 
-from pgchroma.server.handlers import Context, beyond, collections, records, system, tenants
+from pgchroma.server.handlers import Context, beyond, collections, description, records, system, tenants
 from pgchroma.server.router import Handler, Route, Scope
 
 _DATABASES = "/api/v2/tenants/{tenant}/databases"
@@ -9,6 +9,8 @@ _COLLECTION = f"{_COLLECTIONS}/{{collection}}"
 
 _TABLE: tuple[tuple[str, str, Handler[Context], Scope], ...] = (
     ("GET", "/metrics", system.metrics_text, "monitor"),
+    ("GET", "/openapi.json", description.openapi, "open"),
+    ("GET", "/docs", description.docs, "open"),
     ("GET", "/api/v2", system.heartbeat, "open"),
     ("GET", "/api/v2/heartbeat", system.heartbeat, "open"),
     ("GET", "/api/v2/healthcheck", system.healthcheck, "open"),
