@@ -21,7 +21,11 @@ class Error(Struct):
     """What went wrong. Clients choose their exception by `error`; `message` is for people."""
 
     error: Annotated[
-        str, Meta(description="Name of the error.", examples=["InvalidArgumentError", "NotFoundError", "ChromaError"])
+        str,
+        Meta(
+            description="Name of the error.",
+            examples=["InvalidArgumentError", "NotFoundError", "ChromaError"],
+        ),
     ]
     message: str
 
@@ -158,5 +162,3 @@ class IndexingStatus(Struct):
     num_unindexed_ops: Count
     total_ops: Count
     op_indexing_progress: Annotated[float, Meta(ge=0, le=1)]
-
-

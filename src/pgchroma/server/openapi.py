@@ -49,7 +49,7 @@ _PAGE = {"limit": ("Most entries to return.", _NUMBER), "offset": ("Entries to s
 # Filters are read by the store from plain JSON, so that their description is written by hand.
 _SCALAR = {"type": ["string", "number", "boolean"]}
 _OPERATORS = {
-    **{name: _SCALAR for name in ("$eq", "$ne", "$contains", "$not_contains")},
+    **dict.fromkeys(("$eq", "$ne", "$contains", "$not_contains"), _SCALAR),
     **{name: {"type": "number"} for name in ("$gt", "$gte", "$lt", "$lte")},
     **{name: {"type": "array", "items": _SCALAR, "minItems": 1} for name in ("$in", "$nin")},
 }
@@ -192,8 +192,8 @@ DESCRIPTIONS: dict[str, Description] = {
 
 def key_of(route: Route[Any]) -> str:
     """Return the key of a route in DESCRIPTIONS."""
-    module = route.handler.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
-    return f"{module}.{route.handler.__name__}"  # type: ignore[attr-defined]
+    module = route.handler.__module__.rpartition(".")[2]
+    return f"{module}.{route.handler.__name__}"
 
 
 def build(routes: Iterable[Route[Any]]) -> Json:
@@ -268,9 +268,14 @@ def _operation(route: Route[Any], description: Description, schemas: dict[str, J
         }
     schema = {"type": "string"} if description.answer is None else schemas[str(description.answer)]
     operation["responses"] = {
-        str(description.status): {"description": "Done.", "content": {description.content: {"schema": schema}}}
+        str(description.status): {
+            "description": "Done.",
+            "content": {description.content: {"schema": schema}},
+        }
     }
-    errors = _EVERYWHERE | ({} if is_open else _WITH_TOKEN) | (_WITH_BODY if description.body is not None else {})
+    errors = (
+        _EVERYWHERE | ({} if is_open else _WITH_TOKEN) | (_WITH_BODY if description.body is not None else {})
+    )
     for status in description.errors:
         errors.setdefault(status, HTTPStatus(status).phrase + ".")
     for status, text in sorted(errors.items()):
