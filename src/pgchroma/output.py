@@ -97,3 +97,15 @@ def progress() -> Progress:
         console=stderr(),
         disable=not sys.stderr.isatty(),
     )
+
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in a unit that fits."""
+    for unit in _UNITS[:-1]:
+        if abs(count) < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} {_UNITS[-1]}"

@@ -87,7 +87,7 @@ def test_every_record_arrives_and_is_proven(
     }
     assert all(item["digest_source"] == item["digest_target"] for item in receipt["collections"])
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path.with_suffix(".html"), path]
 
     status = pgchroma("migrate", "status", "--format", "json", PGCHROMA_DATABASE_URL=database_url).json
     assert {row["phase"] for row in status} == {"verified"}
@@ -170,7 +170,7 @@ def test_the_text_output_can_be_read(newest: Path, database_url: str, tmp_path: 
     done = pgchroma(
         "migrate", "run", newest, "--database-url", database_url, "--receipt", tmp_path / "receipt.json"
     )
-    assert "465 records moved and proven one by one, 0 left behind" in done.stdout
+    assert "465 records moved and proven one by one, 0 put aside" in done.stdout
     assert done.stderr == ""
     assert "handbook" in pgchroma("migrate", "status", "--database-url", database_url).stdout
 
@@ -180,14 +180,16 @@ def test_what_cannot_be_stored_stops_a_run_unless_it_may_be_left_behind(
 ) -> None:
     damage(folder)
     plan = pgchroma("migrate", "plan", folder, "--format", "json").json
-    (problem,) = [item for entry in plan["collections"] for item in entry["problems"]]
+    (problem,) = [
+        item for entry in plan["collections"] for item in entry["problems"] if item["severity"] == "error"
+    ]
     assert (problem["code"], problem["ids"]) == ("vector-not-finite", ["south-backup-02"])
     assert plan["runnable"] is False
 
     refused = run(folder, database_url, tmp_path / "one.json")
     assert refused.code == ExitCode.SOURCE_UNREADABLE
     assert "south/live/notes" in refused.stderr
-    assert "--skip-unreadable" in refused.stderr
+    assert "--policy vector-not-finite=quarantine" in refused.stderr
     assert contents(database_url) == {}
 
     done = run(folder, database_url, tmp_path / "two.json", "--skip-unreadable")

@@ -62,7 +62,7 @@ def test_every_record_is_as_it_was_written(version: str, pristine: Path) -> None
             assert collection.space == expected.distance
             assert collection.count == len(expected.rows)
             assert chroma.differences(everything(source, collection), expected) == []
-            assert source.problems(collection) == []
+            assert {problem.severity for problem in source.problems(collection)} <= {"notice"}
 
 
 def test_collections_keep_their_metadata_with_types(pristine: Path) -> None:

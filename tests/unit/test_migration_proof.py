@@ -1,33 +1,26 @@
 """The proof finds every kind of difference and names it; equal sides prove equal."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 import pytest
 
+from pgchroma.errors import SourceError
 from pgchroma.migrate import proof
 from pgchroma.migrate.digest import record_digest
-from pgchroma.migrate.model import Sink, Source, SourceCollection
-from pgchroma.types import Collection, Record
+from pgchroma.migrate.model import Problem, SourceCollection
+from pgchroma.migrate.policies import Policies
+from pgchroma.types import Record
 
 ID = UUID(int=1)
 SOURCE = SourceCollection(
     ID, "t", "d", "c", {"a": 1}, {"hnsw": {"space": "cosine", "ef_search": 50}}, None, 4, 50
 )
-TARGET = Collection(
-    ID,
-    "c",
-    "t",
-    "d",
-    {"a": 1},
-    {"hnsw": {"space": "cosine", "ef_search": 50}, "embedding_function": None},
-    {},
-    4,
-    1,
+TARGET = replace(
+    SOURCE, configuration={"hnsw": {"space": "cosine", "ef_search": 50}, "embedding_function": None}
 )
 
 
@@ -46,37 +39,50 @@ def rows(count: int = 50) -> list[Record]:
 
 
 class Side:
-    """Records, in pages of 7, as a source and as a sink."""
+    """Records, in pages of 7, as one side of a comparison."""
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self._records = records
+    frozen = True
+    fingerprint = ""
 
-    def _pages(self) -> Iterator[list[Record]]:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        collection: SourceCollection | None = SOURCE,
+        kind: str = "pgchroma-database",
+    ) -> None:
+        self._records, self._collection = records, collection
+        self.description = {"kind": kind, "path": "", "layout": ""}
+
+    def collections(self) -> Sequence[SourceCollection]:
+        return [self._collection] if self._collection else []
+
+    def records(self, collection: SourceCollection, after: int = 0) -> Iterator[list[Record]]:
         for start in range(0, len(self._records), 7):
             yield list(self._records[start : start + 7])
 
-    def as_source(self) -> Source:
-        return cast(Source, _SourceSide(self._records))
+    def lost(self, collection: SourceCollection) -> Iterator[list[Record]]:
+        return iter(())
 
-    def as_sink(self) -> Sink:
-        return cast(Sink, _SinkSide(self._records))
+    def problems(self, collection: SourceCollection) -> list[Problem]:
+        return []
+
+    def size_bytes(self, collection: SourceCollection) -> int:
+        return 0
+
+    def changes(self) -> list[str]:
+        return []
 
 
-class _SourceSide(Side):
-    def records(self, collection: SourceCollection, after: int = 0) -> Iterator[list[Record]]:
-        return self._pages()
-
-
-class _SinkSide(Side):
-    async def records(self, target: Collection) -> AsyncGenerator[list[Record]]:
-        for page in self._pages():
-            yield page
+SKIP = Policies.of((), skip_unreadable=True)
 
 
 def compare(
-    source: Sequence[Record], target: Sequence[Record], found: Collection | None = TARGET
+    source: Sequence[Record],
+    target: Sequence[Record],
+    found: SourceCollection | None = TARGET,
+    kind: str = "pgchroma-database",
 ) -> proof.CollectionProof:
-    return asyncio.run(proof.prove(Side(source).as_source(), SOURCE, Side(target).as_sink(), found))
+    return proof.prove(Side(source), SOURCE, Side(target, found, kind), SKIP)
 
 
 def test_equal_sides_are_equal() -> None:
@@ -175,7 +181,7 @@ def test_a_record_without_a_vector_is_skipped_and_must_not_be_in_the_target() ->
     without = [record for record in rows() if record.id != "id-5"]
     result = compare(source, without)
     assert result.equal
-    assert [item.id for item in result.skipped] == ["id-5"]
+    assert [item.record.id for item in result.skipped] == ["id-5"]
     assert [item["what"] for item in compare(source, rows()).differences] == ["extra"]
 
 
@@ -189,7 +195,7 @@ def test_a_record_without_a_vector_is_skipped_and_must_not_be_in_the_target() ->
         (replace(TARGET, configuration={"hnsw": {"space": "cosine", "ef_search": 40}}), "configuration"),
     ],
 )
-def test_the_description_of_the_collection_is_compared(target: Collection | None, what: str) -> None:
+def test_the_description_of_the_collection_is_compared(target: SourceCollection | None, what: str) -> None:
     result = compare(rows(), rows(), target)
     assert not result.equal
     assert result.differences[0]["what"] == what
@@ -204,3 +210,28 @@ def test_differences_beyond_a_hundred_are_counted() -> None:
     result = compare(rows(500), [])
     assert result.different == 500
     assert len(result.differences) == 100
+
+
+def test_a_vector_that_chroma_normalised_is_equal_within_rounding() -> None:
+    target = rows()
+    for record in target:
+        assert record.embedding is not None
+        record.embedding = np.nextafter(record.embedding, np.float32(np.inf))
+    assert not compare(rows(), target).equal
+    result = compare(rows(), target, kind="chroma-folder")
+    assert result.equal
+    assert 0 < result.largest_error <= proof.NORMALISED_TOLERANCE
+    # The control: what is off by more is a difference.
+    assert target[20].embedding is not None
+    target[20].embedding = target[20].embedding * np.float32(1.001)
+    assert [item["id"] for item in compare(rows(), target, kind="chroma-folder").differences] == ["id-20"]
+
+
+def test_a_reader_that_fails_in_its_thread_fails_the_proof() -> None:
+    class Broken(Side):
+        def records(self, collection: SourceCollection, after: int = 0) -> Iterator[list[Record]]:
+            yield rows(3)
+            raise SourceError("gone")
+
+    with pytest.raises(SourceError, match="gone"):
+        proof.prove(Broken([]), SOURCE, Side(rows(), TARGET), SKIP)

@@ -2,300 +2,305 @@
 
 import asyncio
 import contextlib
-import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 import click
 
 from pgchroma import output
+from pgchroma.cli import migrate_options as shared
 from pgchroma.cli import migrate_text as texts
-from pgchroma.cli.options import database_options, format_option, required_url
-from pgchroma.errors import InterruptedMigrationError, RefusedError, SourceError, VerificationError
+from pgchroma.cli.migrate_more import MORE
+from pgchroma.cli.migrate_options import Given
+from pgchroma.cli.options import database_options, format_option
+from pgchroma.errors import PgchromaError, RefusedError
+from pgchroma.migrate import increments, journal, places, runner
 from pgchroma.migrate import plan as plans
 from pgchroma.migrate import receipt as receipts
-from pgchroma.migrate import reverify, runner
-from pgchroma.migrate.chroma.folder import open_folder
+from pgchroma.migrate.chroma.folder import ChromaFolder
+from pgchroma.migrate.cleanup import manifest_of
+from pgchroma.migrate.database import DatabaseSource
+from pgchroma.migrate.model import Json, Sink
+from pgchroma.migrate.places import Options, Place
 from pgchroma.migrate.progress import display
+from pgchroma.migrate.remote import versions
+from pgchroma.migrate.remote.folder import FolderSink
+from pgchroma.migrate.remote.sink import ServerSink
+from pgchroma.migrate.reverify import limits_of
+from pgchroma.migrate.selection import Selected
 from pgchroma.migrate.sink import StoreSink
-from pgchroma.store import Store, StoreSettings, migrations
-
-Result = TypeVar("Result")
-
-_source = click.argument("source", type=click.Path(path_type=Path))
-_work_folder = click.option(
-    "--work-folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where to keep the private copy of the source while it is read. Default: the system's temporary folder.",
-)
-_receipt_out = click.option(
-    "--receipt",
-    "receipt_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where to write the receipt. Default: receipts/migration-<run>.json.",
-)
-_run_id = click.option("--run", "run_id", type=click.UUID, help="The migration's id, as `status` shows it.")
-
-
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine; an interrupt or SIGTERM ends it between two batches."""
-
-    async def watched() -> Result:
-        task = asyncio.ensure_future(work)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await task
-
-    try:
-        return asyncio.run(watched())
-    except (KeyboardInterrupt, asyncio.CancelledError) as error:
-        raise InterruptedMigrationError(
-            "stopped before the end",
-            hint="what was committed stands; if a run had begun (see `pgchroma migrate status`), continue it with "
-            "`pgchroma migrate resume`",
-        ) from error
 
 
 @contextlib.asynccontextmanager
 async def _sink(
-    database_url: str | None, password_file: Path | None
-) -> AsyncIterator[tuple[Store, StoreSink]]:
-    url = required_url(database_url)
-    settings = StoreSettings(
-        pool_size=3,
-        pool_timeout_seconds=10.0,
-        statement_timeout_seconds=0,
-        password_file=password_file,
-        application_name="pgchroma migrate",
-    )
-    # A connection of its own says at once, and once, why there is none; the pool would try for a while.
-    await migrations.schema_versions(url, settings)
-    async with await Store.open(url, settings) as store:
-        await store.check_ready(timeout_seconds=10.0)
-        yield store, StoreSink(store, url)
+    place: Place, options: Options, receipt_path: Path, base: Path | None = None
+) -> AsyncIterator[Sink]:
+    sink = await places.open_sink(place, options, receipt_path, base=base)
+    try:
+        yield sink
+    finally:
+        await sink.close()
 
 
 @click.group()
 def migrate() -> None:
-    """Move a Chroma folder into pgchroma and prove it.
+    """Move collections between Chroma folders, Chroma servers, pgchroma and files, and prove it.
 
-    The source is read through a private copy, never written to and never opened by chromadb. Stop the application that
-    writes to it first; a source that changes meanwhile is detected.
+    \b
+    A place is written as
+      DIR                          a Chroma folder (with chroma.sqlite3)
+      http://HOST:PORT             a Chroma server, or pgchroma's
+      postgresql://...             a pgchroma database
+      FILE.jsonl, FILE.jsonl.zst   exchange file, see docs/EXCHANGE_FORMAT.md
+      DIR.parquet                  exchange folder
+
+    A source is never written to; a folder is read through a private copy and never opened by chromadb. Stop the
+    application that writes to it first; a source that changes meanwhile is detected.
     """
 
 
 @migrate.command()
-@_source
+@shared.source_argument
 @database_options
-@_work_folder
+@shared.source_access
+@shared.target_options
+@shared.selection_options
+@shared.policy_options
+@shared.work_folder
 @format_option
-def plan(
-    source: Path,
-    database_url: str | None,
-    database_password_file: Path | None,
-    work_folder: Path | None,
-    fmt: output.Format,
-) -> None:
-    """Show what would be moved and every problem found; writes nothing.
+def plan(source: str, fmt: output.Format, **given: Any) -> None:
+    """Show what would be moved, how long it takes, and every problem found; writes nothing.
 
-    SOURCE is the folder with chroma.sqlite3. With a database named, its collections are checked as well.
+    With a target database named, its collections are checked as well.
     """
+    settings = Given.of(given)
+    place = shared.place_of(source, "source", given)
+    target = shared.target_of(given) if given["target"] or given["database_url"] else None
+    kind = target.kind if target else "pgchroma-database"
+    layout = f"chromadb {settings.options.chromadb_version or versions.DEFAULT}"
 
-    async def work() -> tuple[dict[str, Any], RefusedError | None]:
+    async def work() -> tuple[Json, RefusedError | None]:
         refusal = None
-        with open_folder(source, work_folder) as opened, display() as shown:
+        with places.open_source(place, settings.options) as opened, display() as shown:
             total = sum(item.count for item in opened.collections())
             made = plans.make(opened, shown.step("looking through the source", total).advance)
-            if database_url:
-                async with _sink(database_url, database_password_file) as (_, sink):
+            limits = limits_of(kind, layout if kind == "chroma-folder" else "")
+            if target and target.kind in ("pgchroma-database", "chroma-server"):
+                async with _sink(target, settings.options, Path("receipts/plan.json")) as sink:
+                    limits = sink.limits
                     try:
                         await plans.require_free_targets(opened, sink)
                     except RefusedError as error:
                         refusal = error
-        return made.as_json(), refusal
+        return made.as_json(settings.policies, limits, kind), refusal
 
-    found, refusal = _run(work())
+    found, refusal = shared.carry_out(work())
     output.emit(found, fmt, texts.plan(found))
     if refusal:
         raise refusal
 
 
 @migrate.command()
-@_source
+@shared.source_argument
 @database_options
-@_work_folder
-@_receipt_out
+@shared.source_access
+@shared.target_options
+@shared.selection_options
+@shared.policy_options
+@shared.work_folder
+@shared.receipt_out
+@shared.log_file
 @click.option(
-    "--skip-unreadable",
-    is_flag=True,
-    help="Leave records behind whose vector is lost or cannot be stored, and list each in the receipt.",
+    "--since",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Apply to the target only what was born, changed or deleted in the source, a pgchroma database, since this receipt.",
 )
 @click.option("--dry-run", is_flag=True, help="Make every check of a run, show its plan, and write nothing.")
 @format_option
 def run(
-    source: Path,
-    database_url: str | None,
-    database_password_file: Path | None,
-    work_folder: Path | None,
+    source: str,
     receipt_path: Path | None,
-    skip_unreadable: bool,
+    since: Path | None,
     dry_run: bool,
     fmt: output.Format,
+    **given: Any,
 ) -> None:
-    """Copy every collection of SOURCE, prove every record, write a receipt.
+    """Copy every collection of SOURCE, prove every record, write a receipt and a report.
 
     Each batch is committed with its checkpoint, so that an interrupted run loses and doubles nothing when it is resumed.
     A collection that exists in the target and holds records is refused.
     """
-
-    async def work() -> dict[str, Any]:
-        with open_folder(source, work_folder) as opened, display() as shown:
-            async with _sink(database_url, database_password_file) as (_, sink):
-                if dry_run:
-                    await plans.require_free_targets(opened, sink)
-                    made = plans.make(opened)
-                    made.require_readable(skip_unreadable=skip_unreadable)
-                    return {**made.as_json(), "dry_run": True}
-                if receipt_path:
-                    receipts.require_writable(receipt_path)
-                begun = await runner.start(opened, sink, shown, skip_unreadable=skip_unreadable)
-                path = receipt_path or receipts.default_path(begun.run_id)
-                done = await runner.carry_out(begun, shown, path)
-                return {**done.as_json(), "receipt": str(path)}
-
-    found = _run(work())
+    found = start_run(source, shared.target_of(given), receipt_path, since, dry_run, given)
     output.emit(found, fmt, texts.plan(found) if dry_run else texts.result(found))
 
 
 @migrate.command()
+@click.argument("target")
+@click.option(
+    "--from",
+    "source",
+    help="The place to export. Default: the database of --database-url.",
+)
+@database_options
+@shared.source_access
+@shared.selection_options
+@shared.policy_options
+@shared.work_folder
+@shared.receipt_out
+@shared.log_file
+@click.option("--chromadb-version", help="The release of chromadb that writes a target folder.")
+@click.option(
+    "--chromadb-python",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A Python that has this release installed.",
+)
+@format_option
+def export(
+    target: str, source: str | None, receipt_path: Path | None, fmt: output.Format, **given: Any
+) -> None:
+    """Write the database to TARGET, e.g. FILE.jsonl.zst, DIR.parquet or a Chroma folder, and prove it; `run` the other way round."""
+    given["target"] = None
+    origin = source or shared.target_of(given).text
+    found = start_run(origin, shared.place_of(target, "target", given), receipt_path, None, False, given)
+    output.emit(found, fmt, texts.result(found))
+
+
+def start_run(
+    source: str,
+    target: Place,
+    receipt_path: Path | None,
+    since: Path | None,
+    dry_run: bool,
+    given: dict[str, Any],
+) -> Json:
+    """Carry out `run` or `export` and return the receipt, or the plan of a dry run."""
+    settings = Given.of(given)
+    place = shared.place_of(source, "source", given)
+    if place.kind == "chroma-folder" and "=" in source and not Path(source).exists():
+        # libpq's other notation, key=value pairs, has no scheme to be told by.
+        place = Place("pgchroma-database", source, password_file=given.get("database_password_file"))
+    places.require_different(place, target)
+    shared.log_to(given.get("log_file"))
+    ident = uuid4()
+    path = receipt_path or receipts.default_path(ident)
+    if since:
+        return shared.carry_out(_increment(place, target, settings, path, receipts.read(since)))
+
+    async def work() -> Json:
+        with places.open_source(place, settings.options) as opened, display() as shown:
+            if not dry_run:
+                receipts.require_writable(path)
+            async with _sink(target, settings.options, path) as sink:
+                if dry_run:
+                    await plans.require_free_targets(opened, sink)
+                    made = plans.make(opened)
+                    made.require_movable(settings.policies, sink.limits)
+                    return {**made.as_json(settings.policies, sink.limits, target.kind), "dry_run": True}
+                begun = await runner.start(opened, sink, shown, settings.policies, ident)
+                begun.extra |= _whole(opened, settings)
+                done = await runner.carry_out(begun, shown, path)
+                return {**done.as_json(), "receipt": str(path)}
+
+    return shared.carry_out(work())
+
+
+def _whole(source: object, settings: Given) -> Json:
+    """Return what a receipt needs for a later cleanup: every file of a folder, and that all of it was moved."""
+    if isinstance(source, ChromaFolder):
+        return {"manifest": manifest_of(source.path)}
+    return {"scopes": list(settings.scopes)} if settings.scopes else {}
+
+
+async def _increment(place: Place, target: Place, settings: Given, path: Path, receipt: Json) -> Json:
+    if settings.scopes or settings.options.renames:
+        raise RefusedError(
+            "--since applies everything that is newer; it goes with neither --scope nor --rename",
+            hint="leave them out",
+        )
+    receipts.require_writable(path)
+    version = await asyncio.to_thread(increments.check_target, receipt, target, settings.options)
+    options = settings.with_version(version)
+    with places.open_source(place, options) as opened, display() as shown:
+        if not isinstance(opened, DatabaseSource):
+            raise RefusedError(
+                f"{place.text} is no pgchroma database", hint="--since needs one as the source"
+            )
+        base = target.path if target.kind == "chroma-folder" else None
+        async with _sink(target, options, path, base) as sink:
+            if not isinstance(sink, ServerSink | FolderSink):
+                raise RefusedError("--since needs a Chroma folder or server as the target", hint="see --help")
+            done = await increments.carry_out(opened, sink, receipt, shown, path)
+            return {**done.as_json(), "receipt": str(path)}
+
+
+@migrate.command()
 @click.option(
     "--source",
-    type=click.Path(path_type=Path),
-    help="Where the folder is now, if it is elsewhere than when the migration began.",
+    help="Where the source is now; needed when it is elsewhere than when the migration began, or is a database.",
 )
-@_run_id
+@shared.run_id
 @database_options
-@_work_folder
-@_receipt_out
+@shared.source_access
+@shared.target_options
+@shared.work_folder
+@shared.receipt_out
+@shared.log_file
 @format_option
 def resume(
-    source: Path | None,
-    run_id: UUID | None,
-    database_url: str | None,
-    database_password_file: Path | None,
-    work_folder: Path | None,
-    receipt_path: Path | None,
-    fmt: output.Format,
+    source: str | None, run_id: UUID | None, receipt_path: Path | None, fmt: output.Format, **given: Any
 ) -> None:
-    """Continue the newest interrupted migration, or the one named by --run.
+    """Continue the newest interrupted migration into a target, or the one named by --run.
 
     Refused when the source has changed since the migration began.
     """
+    settings = Given.of(given)
+    target = shared.target_of(given)
+    shared.log_to(given["log_file"])
 
-    async def work() -> dict[str, Any]:
-        async with _sink(database_url, database_password_file) as (_, sink):
-            rows = await sink.status(run_id)
-            if run_id and not rows:
-                raise RefusedError(
-                    f"this database knows no migration {run_id}", hint="see `pgchroma migrate status`"
-                )
-            rows = rows if run_id else runner.latest_unfinished(rows)
-            path = receipt_path or receipts.default_path(rows[0].run_id)
+    async def work() -> Json:
+        path = receipt_path
+        if not target.is_database and path is None:
+            wanted = target.text.rstrip("/") if target.kind == "chroma-server" else str(target.path.resolve())
+            found_at = journal.find(Path("receipts"), wanted)
+            path = found_at.with_name(found_at.name.replace(".journal.json", ".json"))
+        async with _sink(target, settings.options, path or Path("receipts/resume.json")) as sink:
+            noted = await sink.noted(run_id)
+            path = path or receipts.default_path(noted.note.run_id)
             receipts.require_writable(path)
-            with open_folder(source or Path(rows[0].source), work_folder) as opened, display() as shown:
-                taken_up = runner.resume(rows, opened, sink, shown)
+            origin = shared.place_of(source or noted.note.source, "source", given)
+            places.require_existing(origin)
+            with places.open_source(origin, settings.options) as opened, display() as shown:
+                chosen = opened
+                if {item.id: item.name for item in opened.collections()} != noted.names:
+                    chosen = Selected.of_run(opened, noted.names)
+                taken_up = runner.resume(noted, chosen, sink)
+                taken_up.extra |= _whole(chosen, settings)
                 done = await runner.carry_out(taken_up, shown, path)
                 return {**done.as_json(), "receipt": str(path)}
 
-    found = _run(work())
+    found = shared.carry_out(work())
     output.emit(found, fmt, texts.result(found))
 
 
 @migrate.command()
-@_run_id
+@shared.run_id
 @database_options
 @format_option
-def status(
-    run_id: UUID | None, database_url: str | None, database_password_file: Path | None, fmt: output.Format
-) -> None:
+def status(run_id: UUID | None, fmt: output.Format, **given: Any) -> None:
     """Show how far each migration into this database is, newest first."""
 
     async def work() -> list[dict[str, Any]]:
-        async with _sink(database_url, database_password_file) as (_, sink):
+        async with _sink(shared.target_of(given), Options(), Path("receipts/status.json")) as sink:
+            if not isinstance(sink, StoreSink):
+                raise PgchromaError("status is about a database")
             return [{**asdict(row), "collection": row.path} for row in await sink.status(run_id)]
 
-    rows = _run(work())
+    rows = shared.carry_out(work())
     output.emit(rows, fmt, texts.status(rows))
 
 
-@migrate.command()
-@click.option(
-    "--receipt",
-    "receipt_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="The receipt that the migration wrote.",
-)
-@click.option(
-    "--source",
-    type=click.Path(path_type=Path),
-    help="Where the folder is now, if it is elsewhere than the receipt says.",
-)
-@click.option(
-    "--against",
-    type=click.Choice(["source", "receipt"]),
-    default="source",
-    show_default=True,
-    help="Compare every record with the source, or only the target's digests with the receipt's (needs no source).",
-)
-@database_options
-@_work_folder
-@format_option
-def verify(
-    receipt_path: Path,
-    source: Path | None,
-    against: str,
-    database_url: str | None,
-    database_password_file: Path | None,
-    work_folder: Path | None,
-    fmt: output.Format,
-) -> None:
-    """Prove a finished migration once more; reads both sides, writes to neither.
-
-    Ends with exit code 8 when a record differs, for instance because applications have written to the target since.
-    """
-
-    async def work() -> dict[str, Any]:
-        receipt = receipts.read(receipt_path)
-        async with _sink(database_url, database_password_file) as (store, sink):
-            with display() as shown:
-                if against == "receipt":
-                    targets = {item.path: item for item in await store.list_collections()}
-                    found = await reverify.against_receipt(receipt, targets, sink, shown)
-                else:
-                    folder = source or Path(receipt["source"]["path"])
-                    if not folder.exists():
-                        raise SourceError(
-                            f"the source {folder} is gone",
-                            hint="name its new place by --source, or use --against receipt",
-                        )
-                    with open_folder(folder, work_folder) as opened:
-                        found = await reverify.against_source(receipt, opened, sink, shown)
-        return {
-            "run_id": receipt["run_id"],
-            "against": against,
-            "result": "equal" if all(item.equal for item in found) else "different",
-            "target": sink.description,
-            "collections": [{"collection": item.path, **item.as_json()} for item in found],
-        }
-
-    found = _run(work())
-    output.emit(found, fmt, texts.comparison(found))
-    if found["result"] != "equal":
-        different = [item["collection"] for item in found["collections"] if not item["equal"]]
-        raise VerificationError(
-            f"the target differs in {', '.join(different)}",
-            hint="expected when applications wrote to it since the migration; otherwise restore it from a backup or migrate anew",
-        )
+for command in MORE:
+    migrate.add_command(command)

@@ -8,17 +8,6 @@ from rich.text import Text
 
 from pgchroma import output
 
-_UNITS = ("bytes", "kB", "MB", "GB", "TB")
-
-
-def size(count: float) -> str:
-    """Return a number of bytes in a unit that fits."""
-    for unit in _UNITS[:-1]:
-        if abs(count) < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} {_UNITS[-1]}"
-
 
 def _problems(console: Console, problems: list[dict[str, Any]]) -> None:
     for problem in problems:
@@ -28,7 +17,10 @@ def _problems(console: Console, problems: list[dict[str, Any]]) -> None:
         console.print(
             Text.assemble(
                 (f"{problem['severity']}: ", style),
-                f"{problem['collection']}: {count}{problem['message']}" + (f", e.g. {ids}" if ids else ""),
+                (f"{problem['collection']}: " if problem["collection"] else "")
+                + f"{count}{problem['message']}"
+                + (f", e.g. {ids}" if ids else "")
+                + (f" [{problem['code']}={problem['action']}]" if "action" in problem else ""),
             )
         )
 
@@ -46,7 +38,7 @@ def plan(data: dict[str, Any]) -> output.TextRenderer:
                     (
                         item["collection"],
                         item["records"],
-                        size(item["bytes"]),
+                        output.size(item["bytes"]),
                         item["dimension"],
                         item["distance"],
                         len(item["problems"]),
@@ -56,9 +48,15 @@ def plan(data: dict[str, Any]) -> output.TextRenderer:
             )
         )
         _problems(console, [problem for item in data["collections"] for problem in item["problems"]])
-        console.print(Text(f"{data['records']:,} records, {size(data['bytes'])}; nothing was written"))
+        expected = data["expected"]
+        console.print(
+            Text(
+                f"{data['records']:,} records, {output.size(data['bytes'])}; expected: about {expected['seconds']:,.0f} s and "
+                f"{output.size(expected['disk_bytes'] + expected.get('index_disk_bytes', 0))} in the target; nothing was written"
+            )
+        )
         if not data["runnable"]:
-            console.print(Text("A run refuses the errors above unless it is given --skip-unreadable."))
+            console.print(Text("A run refuses this unless --policy says what becomes of such records."))
 
     return draw
 
@@ -98,18 +96,24 @@ def result(data: dict[str, Any]) -> output.TextRenderer:
         _comparison_table(console, data["collections"])
         _problems(console, data["notices"])
         for skipped in data["skipped"][:20]:
-            console.print(
-                Text(f"left behind: {skipped['collection']} {skipped['id']!r}: {skipped['reason']}")
-            )
+            console.print(Text(f"put aside: {skipped['collection']} {skipped['id']!r}: {skipped['reason']}"))
         seconds = data["seconds"]
         console.print(
             Text.assemble(
                 output.status_text(data["result"]),
-                f": {data['records']:,} records moved and proven one by one, {len(data['skipped']):,} left behind; "
+                f": {data['records']:,} records moved and proven one by one, {len(data['skipped']):,} put aside; "
                 f"copied in {seconds['copy']:.1f} s, proven in {seconds['proof']:.1f} s",
             )
         )
+        if data.get("increment"):
+            for item in data["increment"]:
+                console.print(
+                    Text(
+                        f"{item['collection']}: {item['born']:,} born, {item['changed']:,} changed, {item['deleted']:,} deleted"
+                    )
+                )
         console.print(Text(f"receipt: {data['receipt']}"))
+        console.print(Text(f"report: {data['report']}"))
 
     return draw
 
@@ -154,5 +158,34 @@ def status(rows: list[dict[str, Any]]) -> output.TextRenderer:
                     ],
                 )
             )
+
+    return draw
+
+
+def quarantine(rows: list[dict[str, Any]]) -> output.TextRenderer:
+    """Records that were put aside."""
+
+    def draw(console: Console) -> None:
+        if not rows:
+            console.print(Text("nothing was put aside"))
+            return
+        columns = ("run_id", "collection", "id", "reason")
+        console.print(output.table("", columns, [[row[name] for name in columns] for row in rows]))
+
+    return draw
+
+
+def cleanup(data: dict[str, Any], *, done: bool) -> output.TextRenderer:
+    """What a cleanup does or has done."""
+
+    def draw(console: Console) -> None:
+        verb = "removed" if done else "would remove"
+        console.print(Text(f"{verb} {data['folder']}: {data['files']} files, {output.size(data['bytes'])}"))
+        console.print(
+            Text(
+                f"its {data['records']:,} records are in {data['target']['path']}, {data['put_aside']:,} were put aside there"
+            )
+        )
+        console.print(Text(f"copy: {data['backup'] or 'none'}"))
 
     return draw

@@ -1,9 +1,10 @@
 """One number for a record and one for a collection, the same on both sides exactly when nothing is lost, types included.
 
-A record's digest is SHA-256 over the JSON text of (id, document, uri, metadata) and the bytes of its vector. JSON tells the
-types apart as they were given: 3 is an int, 3.0 a float, true a bool, "3" a string, and Python writes each float in the one
-shortest way that reads back to the same bits, -0.0, NaN and infinity included. Keys are sorted, since neither side keeps
-their order. A collection's digest is SHA-256 over its records' digests in insertion order.
+A record's digest is SHA-256 over the JSON text of (id, document, uri), that of the metadata, and the bytes of the vector. JSON
+tells the types apart as they were given: 3 is an int, 3.0 a float, true a bool, "3" a string, and each float is written in the
+one shortest way that reads back to the same bits, -0.0 included. Keys are sorted, since neither side keeps their order. What
+the fast encoder cannot write (NaN, infinity, integers beyond 64 bits, texts that are no Unicode) is written by Python's, which
+depends on nothing but the value either. A collection's digest is SHA-256 over its records' digests in insertion order.
 """
 
 import hashlib
@@ -11,21 +12,37 @@ import json
 from collections.abc import Iterable
 
 import numpy as np
+import orjson
 
 from pgchroma.types import Record
 
 # One encoder for all: building it anew costs more than a record's encoding.
-_encode = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=True).encode
+_encode_slowly = json.JSONEncoder(
+    ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=True
+).encode
+_SORTED = orjson.OPT_SORT_KEYS
+
+
+def _encode(value: object) -> bytes:
+    try:
+        data = orjson.dumps(value, option=_SORTED)
+    except orjson.JSONEncodeError:
+        return _encode_slowly(value).encode("ascii")
+    # The fast encoder writes NaN and infinity as null; metadata hold no null.
+    return _encode_slowly(value).encode("ascii") if b"null" in data else data
 
 
 def record_digest(record: Record) -> bytes:
     """Return the 32 bytes that stand for a record's id, document, uri, metadata and vector; not for its place."""
-    texts = _encode([record.id, record.document, record.uri, record.metadata or None]).encode("ascii")
+    try:
+        texts = orjson.dumps((record.id, record.document, record.uri))
+    except orjson.JSONEncodeError:
+        texts = _encode_slowly((record.id, record.document, record.uri)).encode("ascii")
+    metadata = _encode(record.metadata) if record.metadata else b""
     vector = b"" if record.embedding is None else np.ascontiguousarray(record.embedding, "<f4").tobytes()
-    digest = hashlib.sha256(len(texts).to_bytes(8, "big"))
-    digest.update(texts)
-    digest.update(vector)
-    return digest.digest()
+    return hashlib.sha256(
+        b"".join((len(texts).to_bytes(8, "big"), texts, len(metadata).to_bytes(8, "big"), metadata, vector))
+    ).digest()
 
 
 class CollectionDigest:

@@ -1,13 +1,12 @@
 """What sources, sinks and the steps between them hand to each other, and the two protocols they meet."""
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 from uuid import UUID
 
-import numpy as np
-
-from pgchroma.types import Collection, Record
+from pgchroma.types import Float32Matrix, Record
 
 Severity: TypeAlias = Literal["error", "notice"]
 Json: TypeAlias = dict[str, Any]
@@ -81,16 +80,50 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """A record that was left behind because its vector cannot be read or cannot be kept."""
+class Quarantined:
+    """A record that was put aside because the target cannot hold it or the source lost part of it, with why.
+
+    Attributes:
+        code: the danger's name, see policies.DANGERS.
+        record: all that is known of it, so that it can be recovered.
+    """
 
     collection: str
-    id: str
+    code: str
     reason: str
+    record: Record
 
     def as_json(self) -> Json:
-        """Return the record's name and the reason as a JSON object."""
-        return {"collection": self.collection, "id": self.id, "reason": self.reason}
+        """Return the record's name and the reason as a JSON object, for the receipt."""
+        return {
+            "collection": self.collection,
+            "id": self.record.id,
+            "code": self.code,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a target cannot hold; a pgchroma database holds nearly everything.
+
+    Attributes:
+        vectors: float32 values a vector can have at most.
+        name: characters of a collection's name at most.
+        finite_vectors: NaN and infinity in a vector are refused.
+        plain_metadata: integers beyond 64 bits, NaN, infinity and keys that start with `chroma:` are refused.
+        arrays: metadata may hold lists.
+        ids: the empty id is refused.
+        missing_vectors: a record may come without one.
+    """
+
+    vectors: int = 16_000
+    name: int = 512
+    finite_vectors: bool = True
+    plain_metadata: bool = False
+    arrays: bool = True
+    ids: bool = True
+    missing_vectors: bool = False
 
 
 class Source(Protocol):
@@ -98,11 +131,15 @@ class Source(Protocol):
 
     @property
     def description(self) -> Json:
-        """What a receipt says about the source: kind, path, layout."""
+        """What a receipt says about the source: kind, path, layout; never a password."""
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that changes when the source's data change."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether every read shows the state of the moment of opening."""
 
     def collections(self) -> Sequence[SourceCollection]:
         """Return the collections in a fixed order."""
@@ -110,8 +147,11 @@ class Source(Protocol):
     def records(self, collection: SourceCollection, after: int = 0) -> Iterator[list[Record]]:
         """Yield pages of records in insertion order; `Record.seq` is the position to continue after."""
 
+    def lost(self, collection: SourceCollection) -> Iterator[list[Record]]:
+        """Yield the records that the source's application lost and that can still be put together; their seq is beyond all others."""
+
     def problems(self, collection: SourceCollection) -> list[Problem]:
-        """Look through a collection for what stands in the way of moving it whole."""
+        """Look through a collection for what stands in the way of moving it whole, as far as that is quicker than moving it."""
 
     def size_bytes(self, collection: SourceCollection) -> int:
         """Return about how many bytes a collection's texts and vectors take."""
@@ -122,10 +162,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """How far the copy of one collection is; kept by the sink, beside the data.
+    """How far the copy of one collection is; kept by the sink, beside the data where the target can.
 
     Attributes:
-        phase: `planned`, `copying`, `copied` or `verified`.
+        phase: `planned`, `copying`, `copied`, `verified` or `different`.
         last_position: `Record.seq` of the last record looked at.
     """
 
@@ -137,42 +177,96 @@ class Checkpoint:
     last_position: int
 
 
+@dataclass(frozen=True, slots=True)
+class RunNote:
+    """What a sink keeps about a run from its first moment.
+
+    Attributes:
+        policies: danger -> action, as the operator chose them.
+    """
+
+    run_id: UUID
+    source: str
+    fingerprint: str
+    policies: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What was kept of an interrupted run.
+
+    Attributes:
+        states: of the source's collections, by their paths.
+        names: what its collections are called in the target, by their ids in the source.
+    """
+
+    note: RunNote
+    states: dict[str, Json]
+    names: dict[UUID, str]
+
+
 class Sink(Protocol):
-    """Where records go; a batch and its checkpoint are written both or neither."""
+    """Where records go; writing a batch again that was written before an interruption changes nothing."""
 
     @property
     def description(self) -> Json:
         """What a receipt says about the target; never a password."""
 
-    async def find(self, collection: SourceCollection) -> tuple[Collection, int] | None:
+    @property
+    def limits(self) -> Limits:
+        """What the target cannot hold."""
+
+    @property
+    def transactional(self) -> bool:
+        """Whether a batch and its checkpoint are written both or neither."""
+
+    @property
+    def asks_early(self) -> bool:
+        """Whether questions can be put only until the proof begins."""
+
+    async def find(self, collection: SourceCollection) -> tuple[SourceCollection, int] | None:
         """Return the target collection of the same tenant, database and name with its number of records, or None."""
 
-    async def prepare(self, run_id: UUID, collection: SourceCollection) -> Collection:
-        """Create the target collection, or return the one that an earlier attempt of this run created."""
+    async def begin(self, note: RunNote, collections: Sequence[SourceCollection]) -> None:
+        """Note a new run with all its collections."""
+
+    async def noted(self, run_id: UUID | None) -> Noted:
+        """Take up the newest interrupted run, or the one of this id; RefusedError when there is none."""
+
+    async def checkpoint(self, run_id: UUID, collection: SourceCollection) -> Checkpoint:
+        """Return how far the copy of a collection is."""
+
+    async def prepare(self, run_id: UUID, collection: SourceCollection) -> None:
+        """Create the target collection, or take up the one that an earlier attempt of this run created."""
 
     async def write(
         self,
-        target: Collection,
+        collection: SourceCollection,
         checkpoint: Checkpoint,
         records: Sequence[Record],
-        skipped: int,
+        quarantined: Sequence[Quarantined],
         position: int,
     ) -> Checkpoint:
-        """Append records and move the checkpoint, in one transaction."""
+        """Append records, put others aside, and move the checkpoint."""
 
-    def records(self, target: Collection) -> AsyncGenerator[list[Record]]:
-        """Yield pages of the target's records in insertion order."""
+    async def set_phase(
+        self, run_id: UUID, collection: SourceCollection, phase: str, errors: int | None = None
+    ) -> None:
+        """Note a collection's phase and, after the proof, how many differences it found."""
 
+    async def query(
+        self, collection: SourceCollection, vectors: Float32Matrix, count: int
+    ) -> list[list[str]] | None:
+        """Return the ids nearest to each vector, nearest first; None where nobody can be asked."""
 
-def unreadable_reason(record: Record, dimension: int | None) -> str | None:
-    """Return why a record cannot be moved, or None when it can."""
-    if record.embedding is None:
-        return "its vector is missing"
-    if dimension is not None and len(record.embedding) != dimension:
-        return f"its vector has {len(record.embedding)} dimensions, the collection {dimension}"
-    if not np.isfinite(record.embedding).all():
-        return "its vector holds NaN or infinity, which pgvector cannot store"
-    return None
+    def written(self) -> AbstractAsyncContextManager[Source]:
+        """Open what was written, as a source to compare with; called when everything is copied."""
+
+    async def publish(self) -> Json:
+        """Put the result in its place once it is proven; return what the receipt says about that."""
+
+    async def close(self) -> None:
+        """Let go of whatever is open; called in any case."""
 
 
 def describe_changes(before: Mapping[str, Json], after: Mapping[str, Json]) -> list[str]:

@@ -1,5 +1,6 @@
-"""What a long step tells the person watching: how many records, how fast, how long still."""
+"""What a long step tells the person watching: how many records, how fast, how many bytes, how long still."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,21 +9,34 @@ from rich.progress import Progress, TaskID
 
 from pgchroma import output
 
+logger = logging.getLogger("pgchroma.migrate")
+# A log file gets a line at most this often.
+_LOGGED_SECONDS = 10.0
+
 
 class Step:
     """One line of the display."""
 
-    def __init__(self, progress: Progress, task: TaskID, done: int) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, progress: Progress, task: TaskID, title: str, done: int) -> None:
+        self._progress, self._task, self._title = progress, task, title
         self._first, self._done = done, done
-        self._started = time.monotonic()
+        self._bytes = 0
+        self._started = self._logged = time.monotonic()
 
-    def advance(self, records: int) -> None:
-        """Note that more records are done."""
+    def advance(self, records: int, size: int = 0) -> None:
+        """Note that more records, of so many bytes, are done."""
         self._done += records
-        seconds = time.monotonic() - self._started
+        self._bytes += size
+        now = time.monotonic()
+        seconds = now - self._started
         rate = (self._done - self._first) / seconds if seconds > 0 else 0.0
-        self._progress.update(self._task, completed=self._done, rate=f"{rate:,.0f}/s")
+        text = f"{rate:,.0f} rows/s"
+        if self._bytes and seconds > 0:
+            text += f" {output.size(self._bytes)} {output.size(self._bytes / seconds)}/s"
+        self._progress.update(self._task, completed=self._done, rate=text)
+        if now - self._logged >= _LOGGED_SECONDS:
+            self._logged = now
+            logger.info("%s: %d records, %s", self._title, self._done, text)
 
 
 class Display:
@@ -33,9 +47,8 @@ class Display:
 
     def step(self, title: str, total: int, done: int = 0) -> Step:
         """Add a line for `total` records of which `done` were done by an earlier attempt."""
-        return Step(
-            self._progress, self._progress.add_task(title, total=total, completed=done, rate=""), done
-        )
+        task = self._progress.add_task(title, total=total, completed=done, rate="")
+        return Step(self._progress, task, title, done)
 
 
 @contextmanager

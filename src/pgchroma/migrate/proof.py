@@ -1,28 +1,29 @@
 """The proof: both sides read again, every record hashed on both, compared one by one and in order."""
 
-import asyncio
 import itertools
+import queue
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
+
+import numpy as np
 
 from pgchroma.migrate.digest import CollectionDigest, differing_parts, record_digest
-from pgchroma.migrate.model import (
-    Json,
-    Sink,
-    Skipped,
-    Source,
-    SourceCollection,
-    unreadable_reason,
-)
-from pgchroma.types import Collection, Record
+from pgchroma.migrate.model import Json, Limits, Quarantined, Source, SourceCollection
+from pgchroma.migrate.policies import Policies, movable
+from pgchroma.types import Record
 
 # So many differences are described; beyond that they are only counted.
 _DESCRIBED = 100
+# Chroma keeps cosine vectors divided by their norm; multiplied again, they are the original within this part of the norm.
+NORMALISED_TOLERANCE: Final = 1e-6
+_AHEAD = 2
 
 Advance = Callable[[int], None]
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -31,6 +32,8 @@ class CollectionProof:
 
     Attributes:
         digest_source, digest_target: SHA-256 (hex) over all records' digests in insertion order.
+        tolerance: largest difference of a vector, in parts of its norm, that counts as equal; 0 means bit for bit.
+        largest_error: the largest that was met.
         differences: described, at most 100; `different` counts them all.
     """
 
@@ -39,15 +42,18 @@ class CollectionProof:
     records_target: int = 0
     digest_source: str = ""
     digest_target: str = ""
+    tolerance: float = 0.0
+    largest_error: float = 0.0
     different: int = 0
     differences: list[Json] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[Quarantined] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def equal(self) -> bool:
         """Whether everything that was compared is the same."""
-        return not self.different and self.digest_source == self.digest_target
+        return not self.different and (self.tolerance > 0 or self.digest_source == self.digest_target)
 
     def add(self, what: str, detail: str, record_id: str | None = None) -> None:
         """Note a difference."""
@@ -63,8 +69,11 @@ class CollectionProof:
             "records_target": self.records_target,
             "digest_source": self.digest_source,
             "digest_target": self.digest_target,
+            "vectors": "bit for bit" if not self.tolerance else f"within {self.tolerance:g} of the norm",
+            "largest_vector_error": self.largest_error,
             "different": self.different,
             "differences": self.differences,
+            "notices": self.notices,
             "seconds": round(self.seconds, 3),
         }
 
@@ -78,15 +87,34 @@ def _contains(whole: Any, part: Any) -> bool:  # noqa: ANN401 - any JSON value
     return bool(whole == part and type(whole) is type(part))
 
 
-def compare_description(source: SourceCollection, target: Collection, proof: CollectionProof) -> None:
+def _typed(metadata: dict[str, Any] | None) -> dict[str, Any]:
+    return {key: (type(value), value) for key, value in (metadata or {}).items()}
+
+
+def _embedding_function(collection: SourceCollection) -> object:
+    """Return which embedding function a collection names, by its configuration or, since 1.5, by its schema."""
+    named = collection.configuration.get("embedding_function")
+    if named is None and collection.schema:
+        entry = (collection.schema.get("keys") or {}).get("#embedding") or {}
+        config = ((entry.get("float_list") or {}).get("vector_index") or {}).get("config") or {}
+        named = config.get("embedding_function")
+    return named
+
+
+def compare_description(source: SourceCollection, target: SourceCollection, proof: CollectionProof) -> None:
     """Compare metadata, distance, configuration, schema and dimension of a collection."""
-    typed_source = {key: (type(value), value) for key, value in (source.metadata or {}).items()}
-    typed_target = {key: (type(value), value) for key, value in (target.metadata or {}).items()}
-    if typed_source != typed_target:
+    given, found = _typed(source.metadata), _typed(target.metadata)
+    # Chroma before 1.0 is told about its index by metadata and nothing else.
+    added = sorted(key for key in found.keys() - given.keys() if key.startswith("hnsw:"))
+    if added and not target.schema:
+        proof.notices.append(f"the target's metadata say how its index is built: {', '.join(added)}")
+        found = {key: value for key, value in found.items() if key not in added}
+    if given != found:
         proof.add("collection metadata", f"{source.metadata} in the source, {target.metadata} in the target")
     if source.space != target.space:
         proof.add("distance", f"{source.space} in the source, {target.space} in the target")
-    if source.dimension != target.dimension:
+    # A folder that was never written to has no dimension to tell.
+    if source.dimension != target.dimension and (source.count or target.count):
         proof.add("dimension", f"{source.dimension} in the source, {target.dimension} in the target")
     # The server shows only some of the parameters in its configuration; the rest stands in the schema.
     shown = {
@@ -96,17 +124,31 @@ def compare_description(source: SourceCollection, target: Collection, proof: Col
     }
     if not _contains(target.configuration["hnsw"], shown):
         proof.add("configuration", f"{shown} in the source, {target.configuration['hnsw']} in the target")
-    if not _contains(
-        target.configuration, {"embedding_function": source.configuration.get("embedding_function")}
-    ):
-        proof.add("configuration", "the embedding function differs")
-    if source.schema and not _contains(target.schema, source.schema):
+    function, other = _embedding_function(source), _embedding_function(target)
+    if function is not None and function != other:
+        if other is not None or target.schema:
+            proof.add("configuration", "the embedding function differs")
+        else:
+            proof.notices.append("the target's version does not keep which embedding function is used")
+    if source.schema and target.schema and not _contains(target.schema, source.schema):
         keys = [
             key
             for key, entry in (source.schema.get("keys") or {}).items()
             if not _contains((target.schema.get("keys") or {}).get(key), entry)
         ]
         proof.add("schema", f"entries that differ: {', '.join(keys) or 'defaults'}")
+
+
+def vector_error(one: Record, other: Record) -> float:
+    """Return the largest difference of two vectors in parts of the first one's norm; infinity where they cannot be compared."""
+    if one.embedding is None or other.embedding is None or len(one.embedding) != len(other.embedding):
+        return float("inf")
+    norm = float(np.linalg.norm(one.embedding.astype(np.float64)))
+    error = float(np.abs(one.embedding.astype(np.float64) - other.embedding).max(initial=0.0))
+    return error / norm if norm else error
+
+
+Arrived = tuple[Record, bytes]
 
 
 class _Matcher:
@@ -118,12 +160,11 @@ class _Matcher:
         self._target: dict[str, tuple[int, Record, bytes]] = {}
         self._moved: list[str] = []
 
-    def feed(
-        self, place: int, source: tuple[Record, bytes] | None, target: tuple[Record, bytes] | None
-    ) -> None:
+    def feed(self, place: int, source: Arrived | None, target: Arrived | None) -> None:
         """Take in the records at one place of both streams; None where a stream has ended."""
         if source and target and source[0].id == target[0].id:
-            self._compare(source, target)
+            if source[1] != target[1]:
+                self._compare(source, target)
             return
         if source:
             self._pair(place, source, self._source, self._target)
@@ -133,7 +174,7 @@ class _Matcher:
     def _pair(
         self,
         place: int,
-        arrived: tuple[Record, bytes],
+        arrived: Arrived,
         own: dict[str, tuple[int, Record, bytes]],
         others: dict[str, tuple[int, Record, bytes]],
     ) -> None:
@@ -146,10 +187,19 @@ class _Matcher:
         pair = (arrived, partner[1:])
         self._compare(*(pair if own is self._source else pair[::-1]))
 
-    def _compare(self, source: tuple[Record, bytes], target: tuple[Record, bytes]) -> None:
-        if source[1] != target[1]:
-            parts = differing_parts(source[0], target[0])
-            self._proof.add("record", "; ".join(parts) or "digest", source[0].id)
+    def _compare(self, source: Arrived, target: Arrived) -> None:
+        if source[1] == target[1]:
+            return
+        other = target[0]
+        if self._proof.tolerance:
+            error = vector_error(source[0], other)
+            if error <= self._proof.tolerance:
+                self._proof.largest_error = max(self._proof.largest_error, error)
+                other = replace(other, embedding=source[0].embedding)
+                if record_digest(source[0]) == record_digest(other):
+                    return
+        parts = differing_parts(source[0], other)
+        self._proof.add("record", "; ".join(parts) or "digest", source[0].id)
 
     def finish(self) -> None:
         """Note what found no partner, and what stands elsewhere."""
@@ -163,66 +213,102 @@ class _Matcher:
                 self._proof.add("order", "at another place in the insertion order", name)
 
 
-def _digests(records: list[Record]) -> list[bytes]:
-    return [record_digest(record) for record in records]
+def ahead(items: Iterator[Item]) -> Generator[Item]:
+    """Yield the items of an iterator that a thread of its own runs, up to two ahead; close it to stop the thread."""
+    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(_AHEAD)
+    stopped = threading.Event()
 
+    def put(item: tuple[bool, Any]) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
 
-async def _digested(
-    pages: AsyncGenerator[list[Record]], total: CollectionDigest
-) -> AsyncGenerator[tuple[Record, bytes]]:
-    async with aclosing(pages):
-        async for page in pages:
-            digests = await asyncio.to_thread(_digests, page)
-            total.add(digests)
-            for pair in zip(page, digests, strict=True):
-                yield pair
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:  # noqa: BLE001 - raised again where the items are wanted
+            put((False, error))
 
-
-async def in_thread(pages: Iterator[list[Record]]) -> AsyncGenerator[list[Record]]:
-    """Turn a source's pages into an asynchronous iterator that reads one page ahead in a thread."""
-    ahead = asyncio.create_task(asyncio.to_thread(next, pages, None))
+    thread = threading.Thread(target=work, name="reading ahead", daemon=True)
+    thread.start()
     try:
-        while (page := await ahead) is not None:
-            ahead = asyncio.create_task(asyncio.to_thread(next, pages, None))
-            yield page
+        while True:
+            more, item = waiting.get()
+            if more:
+                yield item
+            elif item is None:
+                return
+            else:
+                raise item
     finally:
+        stopped.set()
         # The thread must be out of the source before anyone closes it.
-        await asyncio.gather(ahead, return_exceptions=True)
+        thread.join()
 
 
-async def prove(
+def _hashed(pages: Iterator[list[Record]], total: CollectionDigest) -> Iterator[list[tuple[Record, bytes]]]:
+    for page in pages:
+        digests = [record_digest(record) for record in page]
+        total.add(digests)
+        yield list(zip(page, digests, strict=True))
+
+
+def tolerance_of(collection: SourceCollection, target: Source) -> float:
+    """Return how exact vectors can be in a target: Chroma normalises those of cosine collections."""
+    chroma = target.description["kind"] in ("chroma-folder", "chroma-server")
+    return NORMALISED_TOLERANCE if chroma and collection.space == "cosine" else 0.0
+
+
+def prove(
     source: Source,
     collection: SourceCollection,
-    sink: Sink,
-    target: Collection | None,
+    target: Source,
+    policies: Policies | None = None,
+    limits: Limits | None = None,
     advance: Advance | None = None,
+    see: Callable[[Sequence[Record]], None] | None = None,
 ) -> CollectionProof:
     """Compare one collection, record by record.
 
-    Records that cannot be moved are listed as skipped and must not be in the target.
+    Records that the policies put aside are listed as skipped and must not be in the target.
 
     Args:
         advance: called with the number of source records that were compared since the last call.
+        see: called with the records of each page that were moved.
     """
     started = time.monotonic()
     proof = CollectionProof(collection.path)
-    if target is None:
+    found = next((item for item in target.collections() if item.path == collection.path), None)
+    if found is None:
         proof.add("collection", "not in the target")
         proof.records_source = collection.count
         return proof
-    compare_description(collection, target, proof)
+    compare_description(collection, found, proof)
+    proof.tolerance = tolerance_of(collection, target)
+
+    def moved() -> Iterator[list[Record]]:
+        for kept, aside, _ in movable(source, collection, policies or Policies(), limits or Limits()):
+            proof.skipped += aside
+            if advance:
+                advance(len(kept) + len(aside))
+            if see:
+                see(kept)
+            yield kept
 
     left, right = CollectionDigest(), CollectionDigest()
     matcher = _Matcher(proof)
-    async with (
-        aclosing(_digested(_movable(source, collection, proof, advance), left)) as sources,
-        aclosing(_digested(sink.records(target), right)) as targets,
+    with (
+        closing(ahead(_hashed(moved(), left))) as sources,
+        closing(ahead(_hashed(target.records(found), right))) as targets,
     ):
-        for place in itertools.count():
-            one, other = await anext(sources, None), await anext(targets, None)
-            if one is None and other is None:
-                break
-            matcher.feed(place, one, other)
+        _match(matcher, sources, targets)
     matcher.finish()
     proof.records_source, proof.records_target = left.count, right.count
     proof.digest_source, proof.digest_target = left.hexdigest(), right.hexdigest()
@@ -230,28 +316,7 @@ async def prove(
     return proof
 
 
-async def _movable(
-    source: Source, collection: SourceCollection, proof: CollectionProof, advance: Advance | None
-) -> AsyncGenerator[list[Record]]:
-    async with aclosing(in_thread(source.records(collection))) as pages:
-        async for page in pages:
-            kept = []
-            for record in page:
-                reason = unreadable_reason(record, collection.dimension)
-                if reason:
-                    proof.skipped.append(Skipped(collection.path, record.id, reason))
-                else:
-                    kept.append(record)
-            if advance:
-                advance(len(page))
-            yield kept
-
-
-async def target_digest(sink: Sink, target: Collection, advance: Advance | None = None) -> tuple[str, int]:
-    """Return (digest, number of records) of a target collection alone, to compare with a receipt."""
-    total = CollectionDigest()
-    async for page in sink.records(target):
-        total.add(record_digest(record) for record in page)
-        if advance:
-            advance(len(page))
-    return total.hexdigest(), total.count
+def _match(matcher: _Matcher, sources: Iterator[list[Arrived]], targets: Iterator[list[Arrived]]) -> None:
+    flat, other = itertools.chain.from_iterable(sources), itertools.chain.from_iterable(targets)
+    for place, (one, two) in enumerate(itertools.zip_longest(flat, other)):
+        matcher.feed(place, one, two)

@@ -1,11 +1,15 @@
 """A run from beginning to end: plan, copy with checkpoints, proof, receipt; and the same continued after an interruption."""
 
+import asyncio
 import contextlib
+import logging
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pgchroma
@@ -18,39 +22,56 @@ from pgchroma.errors import (
 )
 from pgchroma.migrate import plan as plans
 from pgchroma.migrate import proof as proofs
-from pgchroma.migrate import receipt
+from pgchroma.migrate import receipt, report
+from pgchroma.migrate.database import DatabaseSource
+from pgchroma.migrate.digest import CollectionDigest, record_digest
 from pgchroma.migrate.model import (
     Checkpoint,
     Json,
+    Noted,
+    RunNote,
+    Sink,
     Source,
     SourceCollection,
     describe_changes,
-    unreadable_reason,
 )
+from pgchroma.migrate.policies import Policies, movable
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.proof import CollectionProof
-from pgchroma.migrate.sink import StoreSink
-from pgchroma.store.migration_status import StatusRow
-from pgchroma.types import Collection
+from pgchroma.migrate.questions import Questions
+from pgchroma.migrate.remote.client import RemoteError
+
+logger = logging.getLogger("pgchroma.migrate")
 
 FINISHED = ("verified", "different")
 
 
 @dataclass(slots=True)
 class Run:
-    """A run under way, and at its end what the receipt says."""
+    """A run under way, and at its end what the receipt says.
+
+    Attributes:
+        read: digests of what was copied, by collection, from a source that goes on changing; the proof reads it once more.
+        answers: recall of the target's answers, by collection.
+        extra: further members of the receipt.
+    """
 
     run_id: UUID
     source: Source
-    sink: StoreSink
-    skip_unreadable: bool
+    sink: Sink
+    policies: Policies
     resumed: bool = False
     started_at: str = field(default_factory=receipt.now)
     seconds: dict[str, float] = field(default_factory=dict)
     proofs: list[CollectionProof] = field(default_factory=list)
     copied: dict[str, Checkpoint] = field(default_factory=dict)
+    copy_seconds: dict[str, float] = field(default_factory=dict)
+    read: dict[str, CollectionDigest] = field(default_factory=dict)
+    answers: dict[str, Json] = field(default_factory=dict)
     source_changes: list[str] = field(default_factory=list)
+    extra: Json = field(default_factory=dict)
     plan: plans.Plan | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
     def equal(self) -> bool:
@@ -60,6 +81,7 @@ class Run:
     def as_json(self) -> Json:
         """Return the receipt's content."""
         result = "equal" if self.equal else "different"
+        problems = self.plan.problems if self.plan else []
         return {
             "pgchroma_version": pgchroma.__version__,
             "run_id": str(self.run_id),
@@ -69,20 +91,19 @@ class Run:
             "started_at": self.started_at,
             "completed_at": receipt.now(),
             "resumed": self.resumed,
-            "skip_unreadable": self.skip_unreadable,
+            "policies": self.policies.as_json(),
             "seconds": {step: round(seconds, 3) for step, seconds in self.seconds.items()},
             "records": sum(item.records_target for item in self.proofs),
+            "bytes": sum(item.size_bytes for item in self.plan.collections) if self.plan else None,
             "skipped": [skipped.as_json() for item in self.proofs for skipped in item.skipped],
-            "notices": [
-                problem.as_json()
-                for problem in (self.plan.problems if self.plan else [])
-                if problem.severity == "notice"
-            ],
+            "problems": [problem.as_json() for problem in problems if problem.severity == "error"],
+            "notices": [problem.as_json() for problem in problems if problem.severity == "notice"],
             "source_changes": self.source_changes,
             "collections": [
                 self._collection(collection, item)
                 for collection, item in zip(self.source.collections(), self.proofs, strict=True)
             ],
+            **self.extra,
         }
 
     def _collection(self, collection: SourceCollection, item: CollectionProof) -> Json:
@@ -96,6 +117,8 @@ class Run:
             "state": collection.state,
             "written": copied.records if copied else 0,
             "skipped": len(item.skipped),
+            "copy_seconds": round(self.copy_seconds.get(collection.path, 0.0), 3),
+            "answers": self.answers.get(collection.path),
             **item.as_json(),
         }
 
@@ -107,91 +130,95 @@ def _timed(run: Run, step: str) -> Iterator[None]:
         yield
     finally:
         run.seconds[step] = time.monotonic() - started
+        logger.info("%s of migration %s: %.1f s", step, run.run_id, run.seconds[step])
 
 
 async def start(
-    source: Source, sink: StoreSink, display: Display, *, skip_unreadable: bool, run_id: UUID | None = None
+    source: Source, sink: Sink, display: Display, policies: Policies, run_id: UUID | None = None
 ) -> Run:
     """Check everything that can be checked beforehand, then note a new run; nothing is written when a check fails.
 
     Raises:
-        SourceError: records that cannot be moved, and no leave to skip them.
+        SourceError: records that cannot be moved, and the policy about them is to fail.
         RefusedError: a target collection is in use.
     """
-    run = Run(run_id or uuid4(), source, sink, skip_unreadable)
+    run = Run(run_id or uuid4(), source, sink, policies)
     await plans.require_free_targets(source, sink)
-    _look_through(run, display)
-    await sink.begin(run.run_id, source, skip_unreadable=skip_unreadable)
+    await _look_through(run, display)
+    note = RunNote(run.run_id, str(source.description["path"]), source.fingerprint, policies.as_json())
+    await sink.begin(note, source.collections())
+    logger.info("migration %s of %s to %s begins", run.run_id, note.source, sink.description.get("path"))
     return run
 
 
-def _look_through(run: Run, display: Display) -> None:
+async def _look_through(run: Run, display: Display) -> None:
     with _timed(run, "plan"):
         total = sum(item.count for item in run.source.collections())
-        run.plan = plans.make(run.source, display.step("looking through the source", total).advance)
-    run.plan.require_readable(skip_unreadable=run.skip_unreadable)
+        step = display.step("looking through the source", total)
+        run.plan = await asyncio.to_thread(plans.make, run.source, step.advance)
+    run.plan.require_movable(run.policies, run.sink.limits)
 
 
-def latest_unfinished(rows: list[StatusRow]) -> list[StatusRow]:
-    """Return the rows of the newest run that is not through; RefusedError when there is none."""
-    for row in rows:
-        if row.phase not in FINISHED:
-            return [other for other in rows if other.run_id == row.run_id]
-    raise RefusedError(
-        "there is no interrupted migration in this database",
-        hint="start one with `pgchroma migrate run`; see `pgchroma migrate status`",
-    )
-
-
-def resume(rows: list[StatusRow], source: Source, sink: StoreSink, display: Display) -> Run:
-    """Take up the run that `rows` are of.
+def resume(noted: Noted, source: Source, sink: Sink) -> Run:
+    """Take up a run of which `noted` was kept.
 
     Raises:
-        SourceError: records that cannot be moved, and the run began without leave to skip them.
         SourceChangedError: the source is not what it was when the run began; the message says what changed.
     """
-    first = rows[0]
-    if source.fingerprint != first.source_fingerprint:
-        changed = describe_changes(
-            {row.path: row.source_state for row in rows},
-            {item.path: item.state for item in source.collections()},
-        )
+    note = noted.note
+    if source.fingerprint != note.fingerprint:
+        changed = describe_changes(noted.states, {item.path: item.state for item in source.collections()})
         raise SourceChangedError(
-            f"{source.description['path']} changed since migration {first.run_id} began: "
+            f"{source.description['path']} changed since migration {note.run_id} began: "
             + ("; ".join(changed) or "its layout is another"),
             hint="stop the application that writes to it, delete the half-written target collections, "
             "and start a new migration with `pgchroma migrate run`",
         )
-    run = Run(first.run_id, source, sink, first.skip_unreadable, resumed=True)
-    _look_through(run, display)
-    return run
+    return Run(note.run_id, source, sink, Policies(note.policies), resumed=True)
 
 
-async def carry_out(run: Run, display: Display, receipt_path: Path) -> Run:
+async def carry_out(
+    run: Run,
+    display: Display,
+    receipt_path: Path,
+    copy: Callable[[SourceCollection], Awaitable[None]] | None = None,
+) -> Run:
     """Copy what is not copied yet, prove everything, and write the receipt.
 
+    Args:
+        copy: brings one collection over; from its checkpoint on, unless told otherwise.
+
     Raises:
-        InterruptedMigrationError: the database went away; what was committed stands and the run can be resumed.
+        InterruptedMigrationError: a side went away; what was committed stands and the run can be resumed.
         SourceChangedError: the source changed meanwhile; the receipt says what.
         VerificationError: the proof found differences; the receipt lists them.
     """
     try:
+        if run.resumed:
+            await _look_through(run, display)
         with _timed(run, "copy"):
-            targets = [await _copy(run, collection, display) for collection in run.source.collections()]
+            for collection in run.source.collections():
+                await (copy(collection) if copy else copy_collection(run, collection, display))
         with _timed(run, "proof"):
-            for collection, target in zip(run.source.collections(), targets, strict=True):
-                step = display.step(f"proving {collection.path}", collection.count)
-                found = await proofs.prove(run.source, collection, run.sink, target, step.advance)
-                run.proofs.append(found)
-                phase = "verified" if found.equal else "different"
-                await run.sink.set_phase(run.run_id, collection, phase, found.different)
-    except DatabaseUnreachableError as error:
+            await _prove(run, display)
+    except (DatabaseUnreachableError, RemoteError) as error:
         raise InterruptedMigrationError(
             f"migration {run.run_id} was interrupted: {error.message}",
-            hint="nothing is lost; when PostgreSQL is back, run `pgchroma migrate resume`",
+            hint="nothing is lost; when it answers again, run `pgchroma migrate resume`",
         ) from error
-    run.source_changes = run.source.changes()
-    receipt.write(receipt_path, run.as_json())
+    finally:
+        run.stopping.set()
+    run.source_changes += await asyncio.to_thread(run.source.changes)
+    if run.equal and not run.source_changes:
+        run.extra |= await run.sink.publish()
+    content = run.as_json()
+    receipt.write(receipt_path, content)
+    run.extra["report"] = str(report.write(content, receipt_path))
+    _require_green(run, receipt_path)
+    return run
+
+
+def _require_green(run: Run, receipt_path: Path) -> None:
     if run.source_changes:
         raise SourceChangedError(
             "the source changed while it was copied: " + "; ".join(run.source_changes),
@@ -205,32 +232,116 @@ async def carry_out(run: Run, display: Display, receipt_path: Path) -> Run:
             + ", ".join(f"{item.path} ({item.different:,})" for item in different),
             hint=f"they are listed in {receipt_path}",
         )
-    return run
 
 
-async def _copy(run: Run, collection: SourceCollection, display: Display) -> Collection | None:
+async def _prove(run: Run, display: Display) -> None:
+    collections = run.source.collections()
+    async with run.sink.written() as written:
+        for collection in collections:
+            step = display.step(f"proving {collection.path}", collection.count)
+            found, questions = await asyncio.to_thread(
+                _prove_one, run, collection, written, _unless_stopping(run, step.advance)
+            )
+            run.proofs.append(found)
+            if questions and (answers := await questions.put_to(run.sink.query)):
+                run.answers[collection.path] = answers
+            _require_unchanged(run, collection, found)
+            phase = "verified" if found.equal else "different"
+            await run.sink.set_phase(run.run_id, collection, phase, found.different)
+        if isinstance(written, DatabaseSource):
+            run.extra["horizon"] = written.snapshot.horizon()
+        elif isinstance(run.source, DatabaseSource):
+            run.extra["horizon"] = run.source.snapshot.horizon()
+
+
+def _prove_one(
+    run: Run, collection: SourceCollection, written: Source, advance: Callable[[int], None]
+) -> tuple[CollectionProof, Questions | None]:
+    asked = run.sink.asks_early or collection.path in run.answers
+    questions = None if asked else Questions(collection)
+    found = proofs.prove(
+        run.source,
+        collection,
+        written,
+        run.policies,
+        run.sink.limits,
+        advance,
+        see=questions.see if questions else None,
+    )
+    return found, questions
+
+
+def _require_unchanged(run: Run, collection: SourceCollection, found: CollectionProof) -> None:
+    """Note it when a source that goes on serving has shown other records to the proof than to the copy."""
+    read = run.read.get(collection.path)
+    if read is not None and read.hexdigest() != found.digest_source:
+        run.source_changes.append(f"{collection.path}: records were changed between copy and proof")
+
+
+def _unless_stopping(run: Run, advance: Callable[[int], None]) -> Callable[[int], None]:
+    """Return `advance` that ends the thread it is called from when the run was told to stop."""
+
+    def checked(records: int) -> None:
+        if run.stopping.is_set():
+            raise InterruptedMigrationError("stopped", hint="continue with `pgchroma migrate resume`")
+        advance(records)
+
+    return checked
+
+
+async def copy_collection(run: Run, collection: SourceCollection, display: Display) -> None:
+    """Copy one collection from its checkpoint on."""
+    started = time.monotonic()
     checkpoint = await run.sink.checkpoint(run.run_id, collection)
-    done = checkpoint.records + checkpoint.skipped
-    step = display.step(f"copying {collection.path}", collection.count, done)
+    step = display.step(
+        f"copying {collection.path}", collection.count, checkpoint.records + checkpoint.skipped
+    )
+    run.copied[collection.path] = checkpoint
     if checkpoint.phase in ("copied", *FINISHED):
-        run.copied[collection.path] = checkpoint
-        existing = await run.sink.find(collection)
-        return existing[0] if existing else None
+        return
+    await _require_own(run, collection, checkpoint)
+    await run.sink.prepare(run.run_id, collection)
+    from_start = checkpoint.last_position == 0
+    questions = Questions(collection) if run.sink.asks_early and from_start else None
+    digest = CollectionDigest() if not run.source.frozen and from_start else None
+    pages = movable(run.source, collection, run.policies, run.sink.limits, checkpoint.last_position)
+    with closing(proofs.ahead(pages)) as reading:
+        while (page := await asyncio.to_thread(next, reading, None)) is not None:
+            records, aside, position = page
+            if digest is not None:
+                digest.add(record_digest(record) for record in records)
+            if questions is not None:
+                questions.see(records)
+            checkpoint = await run.sink.write(collection, checkpoint, records, aside, position)
+            step.advance(len(records) + len(aside), _size(records))
+    await run.sink.set_phase(run.run_id, collection, "copied")
+    if questions and (answers := await questions.put_to(run.sink.query)):
+        run.answers[collection.path] = answers
+    if digest is not None:
+        run.read[collection.path] = digest
+    run.copied[collection.path] = checkpoint
+    run.copy_seconds[collection.path] = time.monotonic() - started
+    logger.info("%s: %d records copied", collection.path, checkpoint.records)
+
+
+def _size(records: Sequence[Any]) -> int:
+    """Return about how many bytes records have, for the display only: that of the first times their number."""
+    if not records:
+        return 0
+    first = records[0]
+    vector = 0 if first.embedding is None else first.embedding.nbytes
+    return len(records) * vector + sum(len(record.document or "") for record in records)
+
+
+async def _require_own(run: Run, collection: SourceCollection, checkpoint: Checkpoint) -> None:
     existing = await run.sink.find(collection)
-    if existing and existing[1] != checkpoint.records:
+    if existing is None:
+        return
+    # A target without transactions may hold a batch that the checkpoint does not know yet, but never fewer.
+    behind = existing[1] < checkpoint.records
+    if existing[1] != checkpoint.records and (behind or run.sink.transactional):
         raise RefusedError(
             f"collection {collection.path} holds {existing[1]:,} records, migration {run.run_id} wrote {checkpoint.records:,}",
             hint="keep applications from writing to the target until the migration is verified; "
             "delete the collection and start anew with `pgchroma migrate run`",
         )
-    target = await run.sink.prepare(run.run_id, collection)
-    async with aclosing(proofs.in_thread(run.source.records(collection, checkpoint.last_position))) as pages:
-        async for page in pages:
-            records = [record for record in page if unreadable_reason(record, collection.dimension) is None]
-            checkpoint = await run.sink.write(
-                target, checkpoint, records, len(page) - len(records), page[-1].seq
-            )
-            step.advance(len(page))
-    await run.sink.set_phase(run.run_id, collection, "copied")
-    run.copied[collection.path] = checkpoint
-    return target

@@ -1,63 +1,104 @@
 """The sink `pgchroma database`: records and checkpoints go in by COPY, through the store's own code, in one transaction."""
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 import pgchroma
 from pgchroma.errors import NotFoundError, RefusedError
-from pgchroma.migrate.model import Checkpoint, Json, Source, SourceCollection
-from pgchroma.store import Store, migration_status
+from pgchroma.migrate.database import DatabaseSource, describe, described, open_database
+from pgchroma.migrate.model import (
+    Checkpoint,
+    Json,
+    Limits,
+    Noted,
+    Quarantined,
+    RunNote,
+    Source,
+    SourceCollection,
+)
+from pgchroma.store import Store, migration_status, quarantine
 from pgchroma.store.migration_status import StatusRow
-from pgchroma.types import Collection, Record
+from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record
+
+# Phases after which nothing is left to do.
+_FINISHED = ("verified", "different")
 
 
-def describe(database_url: str) -> Json:
-    """Return host, port, database and user of a database URL; never its password."""
-    parts = conninfo_to_dict(database_url)
-    return {
-        "kind": "pgchroma-database",
-        **{key: parts[key] for key in ("host", "port", "dbname", "user") if parts.get(key)},
-    }
+def _latest_unfinished(rows: list[StatusRow]) -> list[StatusRow]:
+    """Return the rows of the newest run that is not through; RefusedError when there is none."""
+    for row in rows:
+        if row.phase not in _FINISHED:
+            return [other for other in rows if other.run_id == row.run_id]
+    raise RefusedError(
+        "there is no interrupted migration in this database",
+        hint="start one with `pgchroma migrate run`; see `pgchroma migrate status`",
+    )
 
 
 class StoreSink:
     """A pgchroma database as the target of one run; see model.Sink."""
 
+    limits = Limits()
+    asks_early = False
+    transactional = True
+
     def __init__(self, store: Store, database_url: str) -> None:
-        self._store = store
-        self.description = describe(database_url)
+        self.store = store
+        self._url = database_url
+        self.description: Json = {**describe(database_url), "layout": "pgchroma"}
+        self._targets: dict[UUID, Collection] = {}
 
-    async def find(self, collection: SourceCollection) -> tuple[Collection, int] | None:
+    async def find(self, collection: SourceCollection) -> tuple[SourceCollection, int] | None:
         """Return the target collection of the same tenant, database and name with its number of records, or None."""
-        target = await self._store.find_collection(collection.tenant, collection.database, collection.name)
-        return (target, await self._store.count(target.id)) if target else None
+        target = await self.store.find_collection(collection.tenant, collection.database, collection.name)
+        if target is None:
+            return None
+        count = await self.store.count(target.id)
+        return described(target, count), count
 
-    async def begin(self, run_id: UUID, source: Source, *, skip_unreadable: bool) -> None:
+    async def begin(self, note: RunNote, collections: Sequence[SourceCollection]) -> None:
         """Note a new run with all its collections."""
         planned = [
             migration_status.PlannedCollection(
                 item.id, item.tenant, item.database, item.name, item.count, item.state
             )
-            for item in source.collections()
+            for item in collections
         ]
-        async with self._store.transaction() as connection:
+        async with self.store.transaction() as connection:
             await migration_status.begin(
                 connection,
-                run_id,
+                note.run_id,
                 planned,
-                source=source.description["path"],
-                fingerprint=source.fingerprint,
-                skip_unreadable=skip_unreadable,
+                source=note.source,
+                fingerprint=note.fingerprint,
+                policies=note.policies,
                 pgchroma_version=pgchroma.__version__,
             )
 
     async def status(self, run_id: UUID | None = None) -> list[StatusRow]:
         """Return the checkpoints of one run, or of all, newest first."""
-        async with self._store.transaction() as connection:
+        async with self.store.transaction() as connection:
             return await migration_status.rows(connection, run_id)
+
+    async def noted(self, run_id: UUID | None) -> Noted:
+        """Return what migration_status holds of a run."""
+        rows = await self.status(run_id)
+        if run_id is None:
+            rows = _latest_unfinished(rows)
+        elif not rows:
+            raise RefusedError(
+                f"this database knows no migration {run_id}", hint="see `pgchroma migrate status`"
+            )
+        first = rows[0]
+        return Noted(
+            RunNote(first.run_id, first.source, first.source_fingerprint, first.policies),
+            {row.path: row.source_state for row in rows},
+            {row.source_collection_id: row.name for row in rows},
+        )
 
     async def checkpoint(self, run_id: UUID, collection: SourceCollection) -> Checkpoint:
         """Return how far the copy of a collection is."""
@@ -71,12 +112,12 @@ class StoreSink:
             hint="start a new one with `pgchroma migrate run`",
         )
 
-    async def prepare(self, run_id: UUID, collection: SourceCollection) -> Collection:
-        """Create the target collection, or return the one that an earlier attempt of this run created."""
-        await self._store.ensure_database(collection.tenant, collection.database)
-        target = await self._store.find_collection(collection.tenant, collection.database, collection.name)
+    async def prepare(self, run_id: UUID, collection: SourceCollection) -> None:
+        """Create the target collection, or take up the one that an earlier attempt of this run created."""
+        await self.store.ensure_database(collection.tenant, collection.database)
+        target = await self.store.find_collection(collection.tenant, collection.database, collection.name)
         if target is None:
-            target = await self._store.create_collection(
+            target = await self.store.create_collection(
                 collection.tenant,
                 collection.database,
                 collection.name,
@@ -86,34 +127,35 @@ class StoreSink:
                 schema_is_settled=bool(collection.schema),
                 collection_id=collection.id if await self._is_free(collection.id) else None,
             )
-        async with self._store.transaction() as connection:
+        async with self.store.transaction() as connection:
             if collection.dimension is not None:
-                target = await self._store.prepare_copy(connection, target, collection.dimension)
+                target = await self.store.prepare_copy(connection, target, collection.dimension)
             await migration_status.set_target(connection, run_id, collection.id, target.id)
-        return target
+        self._targets[collection.id] = target
 
     async def _is_free(self, collection_id: UUID) -> bool:
         try:
-            await self._store.get_collection_by_id(collection_id)
+            await self.store.get_collection_by_id(collection_id)
         except NotFoundError:
             return True
         return False
 
     async def write(
         self,
-        target: Collection,
+        collection: SourceCollection,
         checkpoint: Checkpoint,
         records: Sequence[Record],
-        skipped: int,
+        quarantined: Sequence[Quarantined],
         position: int,
     ) -> Checkpoint:
-        """Append records and move the checkpoint, in one transaction.
+        """Append records, put others aside and move the checkpoint, in one transaction.
 
         Raises:
             RefusedError: another process works on the same run, or the target got records from elsewhere meanwhile.
         """
+        target = self._targets[collection.id]
         try:
-            async with self._store.transaction() as connection:
+            async with self.store.transaction() as connection:
                 # The checkpoint first: its row lock keeps a second process of the same run from writing the same batch.
                 await migration_status.advance(
                     connection,
@@ -122,10 +164,18 @@ class StoreSink:
                     expected_position=checkpoint.last_position,
                     position=position,
                     records=len(records),
-                    skipped=skipped,
+                    skipped=len(quarantined),
                 )
                 if records:
-                    await self._store.copy_records(connection, target, records)
+                    await self.store.copy_records(connection, target, records)
+                if quarantined:
+                    entries = [
+                        quarantine.Entry(
+                            checkpoint.run_id, item.collection, item.code, item.reason, item.record
+                        )
+                        for item in quarantined
+                    ]
+                    await quarantine.add(connection, checkpoint.source_collection, entries)
         except psycopg.errors.UniqueViolation as error:
             raise RefusedError(
                 f"collection {target.path} already holds a record of this batch that this migration did not write: "
@@ -138,7 +188,7 @@ class StoreSink:
             checkpoint.source_collection,
             checkpoint.phase,
             checkpoint.records + len(records),
-            checkpoint.skipped + skipped,
+            checkpoint.skipped + len(quarantined),
             position,
         )
 
@@ -146,10 +196,32 @@ class StoreSink:
         self, run_id: UUID, collection: SourceCollection, phase: str, errors: int | None = None
     ) -> None:
         """Note a collection's phase and, after the proof, how many differences it found."""
-        async with self._store.transaction() as connection:
+        async with self.store.transaction() as connection:
             await migration_status.set_phase(connection, run_id, collection.id, phase, errors=errors)
 
-    async def records(self, target: Collection) -> AsyncGenerator[list[Record]]:
-        """Yield pages of the target's records in insertion order."""
-        async for page in self._store.iter_records(target):
-            yield page
+    async def query(
+        self, collection: SourceCollection, vectors: Float32Matrix, count: int
+    ) -> list[list[str]] | None:
+        """Ask the way the server asks: through the indexes there are."""
+        target = await self.store.find_collection(collection.tenant, collection.database, collection.name)
+        if target is None:
+            return None
+        rows = await self.store.query(target.id, vectors, count, Filter(), Include())
+        return [item.ids for item in rows]
+
+    @contextlib.asynccontextmanager
+    async def written(self) -> AsyncIterator[Source]:
+        """Read what the database holds at this moment."""
+        with contextlib.ExitStack() as stack:
+            source: DatabaseSource = await asyncio.to_thread(
+                stack.enter_context, open_database(self._url, self.store.settings)
+            )
+            yield source
+
+    async def publish(self) -> Json:
+        """Do nothing: what is committed is in its place."""
+        return {}
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.store.close()

@@ -16,7 +16,7 @@ from pgchroma.store.connection import Connection
 
 @dataclass(frozen=True, slots=True)
 class StatusRow:
-    """One row: one collection of one run; the columns are explained in schema/0002_migration_status.sql."""
+    """One row: one collection of one run; the columns are explained in schema/000*_migration_*.sql."""
 
     run_id: UUID
     source_collection_id: UUID
@@ -36,7 +36,7 @@ class StatusRow:
     source: str
     source_fingerprint: str
     source_state: dict[str, Any]
-    skip_unreadable: bool
+    policies: dict[str, str]
     pgchroma_version: str
 
     @property
@@ -64,15 +64,15 @@ async def begin(
     *,
     source: str,
     fingerprint: str,
-    skip_unreadable: bool,
+    policies: dict[str, str],
     pgchroma_version: str,
 ) -> None:
     """Note a new run, every collection in phase `planned`."""
     async with connection.cursor() as cursor:
         await cursor.executemany(
             "INSERT INTO pgchroma.migration_status (run_id, source_collection_id, tenant, database, name, source_records, "
-            "source_state, source, source_fingerprint, skip_unreadable, pgchroma_version) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)",
+            "source_state, source, source_fingerprint, policies, pgchroma_version) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s::jsonb, %s)",
             [
                 (
                     run_id,
@@ -84,7 +84,7 @@ async def begin(
                     json.dumps(item.source_state),
                     source,
                     fingerprint,
-                    skip_unreadable,
+                    json.dumps(policies),
                     pgchroma_version,
                 )
                 for item in collections

@@ -72,7 +72,7 @@ def _json(text: object, what: str) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def _configuration(stored: Json, metadata: Json, segment_metadata: Json) -> Json:
+def configuration_in_force(stored: Json, metadata: Json, segment_metadata: Json) -> Json:
     """Return the index parameters that were in force, as a configuration.
 
     Up to 0.6 the index was built from `hnsw:` metadata whatever the stored configuration says (it says l2 for a cosine
@@ -91,7 +91,8 @@ def _configuration(stored: Json, metadata: Json, segment_metadata: Json) -> Json
     return configuration
 
 
-def _space_of_schema(schema: Json) -> str:
+def space_of_schema(schema: Json) -> str:
+    """Return the distance that a schema of Chroma 1.5 says."""
     entry = (schema.get("keys") or {}).get("#embedding") or schema.get("defaults") or {}
     config = ((entry.get("float_list") or {}).get("vector_index") or {}).get("config") or {}
     return str(config.get("space") or "l2")
@@ -164,10 +165,10 @@ def read(connection: sqlite3.Connection, folder: Path) -> list[SourceCollection]
         stored = _json(config_text, f"the configuration of collection {path}")
         collection_schema = _json(schema_text, f"the schema of collection {path}") or None
         if collection_schema:
-            configuration: Json = {"hnsw": {"space": _space_of_schema(collection_schema)}}
+            configuration: Json = {"hnsw": {"space": space_of_schema(collection_schema)}}
         else:
             inherited = _metadata(connection, "segment_metadata", "segment_id", segments.vector or "")
-            configuration = _configuration(stored, metadata, inherited)
+            configuration = configuration_in_force(stored, metadata, inherited)
         described = {
             "id": ident,
             "metadata": metadata,

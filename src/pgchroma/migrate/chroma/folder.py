@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgchroma.errors import SourceError
-from pgchroma.migrate.chroma import catalog, hnsw, layout, log, snapshot
+from pgchroma.migrate.chroma import catalog, dangers, hnsw, layout, log, snapshot
 from pgchroma.migrate.chroma.hnsw import HnswIndex, IndexMetadata
 from pgchroma.migrate.chroma.log import LogOverlay
 from pgchroma.migrate.model import SHOWN_IDS, Json, Problem, SourceCollection, describe_changes
@@ -94,6 +94,8 @@ class ChromaFolder:
 
     Use `open_folder`; the copy lives as long as that context.
     """
+
+    frozen = True
 
     def __init__(self, taken: snapshot.Snapshot) -> None:
         self._snapshot = taken
@@ -254,7 +256,7 @@ class ChromaFolder:
             ("vector-missing", "records whose vector is in neither the HNSW files nor the log", missing),
             (
                 "vector-not-finite",
-                "records whose vector holds NaN or infinity, which pgvector cannot store",
+                "records whose vector holds NaN or infinity",
                 unstorable,
             ),
             ("vector-dimension", "records whose vector is of another dimension than the collection", unequal),
@@ -267,14 +269,33 @@ class ChromaFolder:
             found.append(
                 Problem(
                     "notice",
-                    "vector-without-record",
+                    "record-lost",
                     collection.path,
-                    "vectors whose record Chroma lost (Chroma does not show them either); not moved",
+                    "records that Chroma lost: it shows them no more, but its log or index still holds them",
                     len(orphans),
                     tuple(orphans[:SHOWN_IDS]),
                 )
             )
+        try:
+            found += dangers.in_texts(self._connection, collection.path, self._segment(collection))
+            if collection.id == self._collections[0].id:
+                left = dangers.orphans(self._connection, self.path)
+                found += [left] if left else []
+        except sqlite3.DatabaseError as error:
+            raise self._unreadable(error) from error
         return found
+
+    def lost(self, collection: SourceCollection) -> Iterator[list[Record]]:
+        """Yield the records that Chroma lost, put together from its log and index files; their order is that of their ids."""
+        vectors = self._vectors_of(collection)
+        ids = self._without_record(collection, vectors)
+        first = int(collection.state.get("last_embedding_id") or 0) + 1
+        for start in range(0, len(ids), PAGE_RECORDS):
+            part = ids[start : start + PAGE_RECORDS]
+            page = list(dangers.lost_records(self._connection, collection.id, part, first + start))
+            for record, vector in zip(page, vectors.fetch(part), strict=True):
+                record.embedding = record.embedding if vector is None else vector
+            yield page
 
     def _without_record(self, collection: SourceCollection, vectors: _Vectors) -> list[str]:
         lost = set(vectors.live_ids())

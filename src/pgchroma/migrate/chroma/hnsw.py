@@ -66,7 +66,7 @@ def read_pickle(path: Path) -> IndexMetadata:
         raise SourceError(
             f"{path} is refused: {str(error) or type(error).__name__}",
             hint="the file is damaged or was tampered with; restore the folder from a backup, "
-            "or migrate with --skip-unreadable to leave the records without a vector behind",
+            "or migrate with --policy vector-missing=quarantine to put the records without a vector aside",
         ) from error
     fields: dict[str, Any] = {}
     if isinstance(content, dict):

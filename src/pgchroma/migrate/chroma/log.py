@@ -29,11 +29,20 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX IF NOT EXISTS pgchroma_log ON embeddings_queue (topic, seq_id)")
 
 
-def _topics(connection: sqlite3.Connection, collection: UUID) -> list[str]:
+def topics(connection: sqlite3.Connection, collection: UUID) -> list[str]:
+    """Return the topics under which a collection's writes stand in the log."""
     # The topic is persistent://<tenant>/<namespace>/<collection id>; the first two are configuration of the writer.
     suffix = f"/{collection}"
     found = connection.execute("SELECT DISTINCT topic FROM embeddings_queue")
     return [str(topic) for (topic,) in found if str(topic).endswith(suffix)]
+
+
+def vector_of(vector: object, encoding: object) -> NDArray[np.float32] | None:
+    """Return the vector of a log row; None when it is absent or of unknown encoding."""
+    kind = _ENCODINGS.get(str(encoding))
+    if kind is None or not isinstance(vector, bytes) or len(vector) % 4:
+        return None
+    return np.frombuffer(vector, dtype=kind).astype(np.float32)
 
 
 def is_complete(connection: sqlite3.Connection) -> bool:
@@ -59,7 +68,7 @@ class LogOverlay:
         # With a broken index nobody knows what it held; then every row of the log counts.
         known = base.ids if base else {}
         blind = base is not None and base.damage is not None
-        for topic in _topics(connection, collection):
+        for topic in topics(connection, collection):
             rows = connection.execute(
                 "SELECT seq_id, operation, id, vector IS NOT NULL FROM embeddings_queue"
                 " WHERE topic = ? AND seq_id > ? ORDER BY seq_id",
@@ -87,7 +96,7 @@ class LogOverlay:
                 chunk,
             )
             for seq_id, vector, encoding in rows:
-                kind = _ENCODINGS.get(str(encoding))
-                if kind is not None and isinstance(vector, bytes) and len(vector) % 4 == 0:
-                    found[seq_id] = np.frombuffer(vector, dtype=kind).astype(np.float32)
+                read = vector_of(vector, encoding)
+                if read is not None:
+                    found[seq_id] = read
         return found

@@ -1,0 +1,236 @@
+"""The commands of `pgchroma migrate` that come after a run: verify, quarantine, cleanup."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import click
+
+from pgchroma import output
+from pgchroma.cli import migrate_options as shared
+from pgchroma.cli import migrate_text as texts
+from pgchroma.cli.migrate_options import Given
+from pgchroma.cli.options import database_options, format_option, required_url
+from pgchroma.errors import ConfigurationError, RefusedError, VerificationError
+from pgchroma.migrate import cleanup as cleanups
+from pgchroma.migrate import places, reverify
+from pgchroma.migrate import receipt as receipts
+from pgchroma.migrate.database import settings_for
+from pgchroma.migrate.exchange.form import metadata_to_text
+from pgchroma.migrate.model import Json, Source
+from pgchroma.migrate.places import Place
+from pgchroma.migrate.policies import Policies
+from pgchroma.migrate.progress import display
+from pgchroma.migrate.selection import Selected
+from pgchroma.store import Store, quarantine
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.option(
+    "--receipt",
+    "receipt_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The receipt that the migration wrote. Without one, SOURCE and --to are compared as they are.",
+)
+@click.option(
+    "--source", "source_option", help="The same as SOURCE. Default: the place that the receipt names."
+)
+@click.option(
+    "--against",
+    type=click.Choice(["source", "receipt"]),
+    default="source",
+    show_default=True,
+    help="Compare every record of both sides, or only one side's digests with the receipt's.",
+)
+@click.option(
+    "--side",
+    type=click.Choice(["target", "source"]),
+    default="target",
+    show_default=True,
+    help="With --against receipt: the side that is read. The other one need not exist any more.",
+)
+@database_options
+@shared.source_access
+@shared.target_options
+@shared.selection_options
+@shared.policy_options
+@shared.work_folder
+@shared.log_file
+@format_option
+def verify(
+    source: str | None,
+    source_option: str | None,
+    receipt_path: Path | None,
+    against: str,
+    side: str,
+    fmt: output.Format,
+    **given: Any,
+) -> None:
+    """Prove a migration once more, or compare any two places; reads, and writes to neither.
+
+    Ends with exit code 8 when a record differs, for instance because applications have written to the target since.
+    """
+    settings = Given.of(given)
+    shared.log_to(given["log_file"])
+    origin = source or source_option
+    receipt = receipts.read(receipt_path) if receipt_path else None
+    if receipt is None and (origin is None or against == "receipt"):
+        raise ConfigurationError(
+            "there is nothing to compare with", hint="name a --receipt, or SOURCE and --to"
+        )
+    policies = settings.policies
+    if receipt is not None and not given["policies"] and not given["skip_unreadable"]:
+        policies = Policies(receipt.get("policies", {}))
+
+    def work() -> Json:
+        with contextlib.ExitStack() as stack:
+            shown = stack.enter_context(display())
+
+            def opened(place: Place) -> Source:
+                places.require_existing(place)
+                return stack.enter_context(places.open_source(place, settings.options))
+
+            def source_place() -> Place:
+                return shared.place_of(origin or _told(receipt, "source"), "source", given)
+
+            def target_place() -> Place:
+                if given["target"] is None and receipt and receipt["target"]["kind"] != "pgchroma-database":
+                    return shared.place_of(_told(receipt, "target"), "target", given)
+                return shared.target_of(given)
+
+            if receipt is not None and against == "receipt":
+                place = source_place() if side == "source" else target_place()
+                limits = reverify.limits_of(receipt["target"]["kind"], receipt["target"]["layout"])
+                one = _named(opened(place), receipt) if side == "source" else opened(place)
+                found = reverify.against_receipt(receipt, one, side, policies, limits, shown)
+                target = one.description
+            else:
+                first, second = opened(source_place()), opened(target_place())
+                if receipt is not None:
+                    first = _named(first, receipt)
+                    reverify.require_unchanged(receipt, first)
+                told = second.description
+                limits = reverify.limits_of(told["kind"], told["layout"])
+                found = reverify.sides(first, second, policies, limits, shown)
+                target = told
+        return {
+            "run_id": receipt["run_id"] if receipt else None,
+            "against": against if side == "target" else f"{against} (source side)",
+            "result": "equal" if all(item.equal for item in found) else "different",
+            "target": target,
+            "collections": [{"collection": item.path, **item.as_json()} for item in found],
+        }
+
+    async def in_thread() -> Json:
+        return await asyncio.to_thread(work)
+
+    found = shared.carry_out(in_thread())
+    output.emit(found, fmt, texts.comparison(found))
+    if found["result"] != "equal":
+        different = [item["collection"] for item in found["collections"] if not item["equal"]]
+        raise VerificationError(
+            f"the target differs in {', '.join(different)}",
+            hint="expected when applications wrote to it since the migration; otherwise restore it from a backup or migrate anew",
+        )
+
+
+def _told(receipt: Json | None, side: str) -> str:
+    if receipt is None or receipt[side]["kind"] == "pgchroma-database":
+        raise ConfigurationError(
+            f"the {side} is a database, whose password no receipt holds",
+            hint="name it by --source postgresql://... or --to postgresql://...",
+        )
+    return str(receipt[side]["path"])
+
+
+def _named(source: Source, receipt: Json) -> Source:
+    """Return the source with only the collections that the receipt is about, under the names it gives them."""
+    names = {UUID(item["source_id"]): item["collection"].split("/", 2)[2] for item in receipt["collections"]}
+    if {item.id: item.name for item in source.collections()} == names:
+        return source
+    # A collection that is new since is told by the fingerprint.
+    return Selected.of_run(source, names)
+
+
+@click.command(name="quarantine")
+@shared.run_id
+@database_options
+@format_option
+def show_quarantine(run_id: UUID | None, fmt: output.Format, **given: Any) -> None:
+    """List the records that migrations into this database put aside; --format json gives them whole.
+
+    Vectors are lists of numbers, in which NaN and Infinity stand by these names; metadata is JSON text.
+    """
+    url = required_url(given["database_url"])
+
+    async def work() -> list[quarantine.Entry]:
+        async with await Store.open(url, settings_for(given["database_password_file"])) as store:
+            await store.check_ready(timeout_seconds=10.0)
+            async with store.transaction() as connection:
+                return await quarantine.read(connection, run_id)
+
+    entries = shared.carry_out(work())
+    rows = [
+        {
+            "run_id": str(entry.run_id),
+            "collection": entry.collection,
+            "code": entry.code,
+            "reason": entry.reason,
+            "id": entry.record.id,
+            "embedding": None if entry.record.embedding is None else entry.record.embedding.tolist(),
+            "document": entry.record.document,
+            "metadata": metadata_to_text(entry.record.metadata),
+            "uri": entry.record.uri,
+        }
+        for entry in entries
+    ]
+    output.emit(rows, fmt, texts.quarantine(rows))
+
+
+@click.command()
+@click.option(
+    "--receipt",
+    "receipt_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The green receipt of the migration of this folder.",
+)
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the folder is now, if it is elsewhere than the receipt says.",
+)
+@click.option(
+    "--backup-to",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to keep a copy (tar, compressed, verified before anything is removed). Default: beside the folder.",
+)
+@click.option("--no-backup", is_flag=True, help="Keep no copy.")
+@click.option("--yes", is_flag=True, help="Do it. Without this the plan is shown and nothing is changed.")
+@format_option
+def cleanup(
+    receipt_path: Path,
+    source: Path | None,
+    backup_to: Path | None,
+    no_backup: bool,
+    yes: bool,
+    fmt: output.Format,
+) -> None:
+    """Remove the old folder, if it still is, byte for byte, what a green receipt proves to be in the target.
+
+    A verified copy is kept unless told otherwise. The collections in the target are not touched.
+    """
+    prepared = cleanups.prepare(receipts.read(receipt_path), source, backup_to, backup=not no_backup)
+    told = prepared.as_json()
+    if not yes:
+        output.emit({**told, "removed": False}, fmt, texts.cleanup(told, done=False))
+        raise RefusedError("this is the plan; nothing was changed", hint="to carry it out, add --yes")
+    note = receipt_path.with_suffix(".cleanup.json")
+    cleanups.carry_out(prepared, note)
+    output.emit({**told, "removed": True, "note": str(note)}, fmt, texts.cleanup(told, done=True))
+
+
+MORE = (verify, show_quarantine, cleanup)

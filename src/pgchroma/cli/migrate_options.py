@@ -1,0 +1,201 @@
+"""The options of `pgchroma migrate` that several of its commands share, and what they amount to."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pgchroma.cli.options import required_url
+from pgchroma.errors import ConfigurationError, InterruptedMigrationError
+from pgchroma.migrate import places
+from pgchroma.migrate.places import Options, Place
+from pgchroma.migrate.policies import DANGERS, Policies
+from pgchroma.migrate.remote import versions
+from pgchroma.migrate.selection import parse_renames, parse_scopes
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Result = TypeVar("Result")
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+source_argument = click.argument("source")
+
+work_folder = click.option(
+    "--work-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to keep private copies of sources while they are read. Default: the system's temporary folder.",
+)
+receipt_out = click.option(
+    "--receipt",
+    "receipt_path",
+    type=_FILE,
+    help="Where to write the receipt; the report for people stands beside it. Default: receipts/migration-<run>.json.",
+)
+run_id = click.option("--run", "run_id", type=click.UUID, help="The migration's id, as `status` shows it.")
+log_file = click.option(
+    "--log-file", type=_FILE, help="Also write what happens, with times, to the end of this file."
+)
+
+
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _access(side: str) -> Callable[[Command], Command]:
+    name = side.upper()
+    return _together(
+        click.option(
+            f"--{side}-token-file",
+            type=_FILE,
+            envvar=f"PGCHROMA_{name}_TOKEN_FILE",
+            help=f"File holding the bearer token that the {side}'s server asks for.",
+        ),
+        click.option(
+            f"--{side}-headers-file",
+            type=_FILE,
+            help=f"File of `Name: value` lines that the {side}'s server is sent with every request.",
+        ),
+    )
+
+
+source_access = _access("source")
+target_options = _together(
+    click.option(
+        "--to",
+        "target",
+        help="Where to: a folder, http(s)://, postgresql://, FILE.jsonl[.zst] or DIR.parquet. Default: the database of --database-url.",
+    ),
+    _access("target"),
+    click.option(
+        "--chromadb-version",
+        help=f"The release of chromadb that writes a target folder. Default: {versions.DEFAULT}, or with --since the one of its layout.",
+    ),
+    click.option(
+        "--chromadb-python",
+        type=_FILE,
+        help="A Python that has this release installed, for a host without a package registry.",
+    ),
+)
+selection_options = _together(
+    click.option(
+        "--scope",
+        "scopes",
+        multiple=True,
+        metavar="TENANT[/DATABASE[/COLLECTION]]",
+        help="Move only this. Also names tenants of a server that cannot list them. May be repeated.",
+    ),
+    click.option(
+        "--rename",
+        "renames",
+        multiple=True,
+        metavar="TENANT/DATABASE/COLLECTION=NEW",
+        help="Give a collection another name in the target. May be repeated.",
+    ),
+)
+policy_options = _together(
+    click.option(
+        "--policy",
+        "policies",
+        multiple=True,
+        metavar="DANGER=ACTION",
+        help="What becomes of records that cannot be moved as they are: "
+        + "; ".join(f"{code}={'|'.join(danger.actions)}" for code, danger in DANGERS.items())
+        + ". The first action is the default. May be repeated.",
+    ),
+    click.option(
+        "--skip-unreadable",
+        is_flag=True,
+        help="Short for vector-missing, vector-not-finite and vector-dimension =quarantine.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the shared options of a command amount to."""
+
+    options: Options
+    policies: Policies
+    scopes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> "Given":
+        """Return it; ConfigurationError for options that mean nothing."""
+        options = Options(
+            work_folder=given.get("work_folder"),
+            scopes=tuple(parse_scopes(given.get("scopes", ()))),
+            renames=parse_renames(given.get("renames", ())),
+            chromadb_version=given.get("chromadb_version"),
+            chromadb_python=given.get("chromadb_python"),
+        )
+        policies = Policies.of(given.get("policies", ()), skip_unreadable=bool(given.get("skip_unreadable")))
+        return cls(options, policies, tuple(given.get("scopes", ())))
+
+    def with_version(self, version: str | None) -> Options:
+        """Return the options with a chromadb release where the operator chose none."""
+        return replace(self.options, chromadb_version=self.options.chromadb_version or version)
+
+
+def place_of(text: str, side: str, given: dict[str, Any]) -> Place:
+    """Return a side's place with its credentials."""
+    kind = places.kind_of(text)
+    headers = places.headers_from(given.get(f"{side}_token_file"), given.get(f"{side}_headers_file"))
+    password = given.get("database_password_file") if kind == "pgchroma-database" else None
+    return Place(kind, text, headers, password)
+
+
+def target_of(given: dict[str, Any]) -> Place:
+    """Return the place of --to, else the database; ConfigurationError when neither is given."""
+    if given.get("target"):
+        return place_of(given["target"], "target", given)
+    # A DSN of key=value pairs has no scheme to be told by.
+    return Place(
+        "pgchroma-database",
+        required_url(given.get("database_url")),
+        password_file=given.get("database_password_file"),
+    )
+
+
+def log_to(path: Path | None) -> None:
+    """Send the migrator's log to a file, too."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write the log {path}: {error.strerror}", hint="name a place that can be written to"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("pgchroma")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def carry_out(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine; an interrupt or SIGTERM ends it between two batches."""
+
+    async def watched() -> Result:
+        task = asyncio.ensure_future(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await task
+
+    try:
+        return asyncio.run(watched())
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        raise InterruptedMigrationError(
+            "stopped before the end",
+            hint="what was committed stands; if a run had begun (see `pgchroma migrate status`), continue it with "
+            "`pgchroma migrate resume`",
+        ) from error

@@ -1,0 +1,202 @@
+"""Removing the old folder once it is not needed: only what a green receipt proves, byte for byte, and never without a copy by default."""
+
+import contextlib
+import hashlib
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final, cast
+
+import zstandard
+
+from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError, SourceError
+from pgchroma.migrate import receipt as receipts
+from pgchroma.migrate.model import Json
+
+FORMAT: Final = "pgchroma-cleanup-receipt/1"
+_PIECE = 1 << 20
+
+# path below the folder -> [size in bytes, SHA-256 in hex]
+Manifest = dict[str, list[int | str]]
+
+
+def _sha256(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Return size and SHA-256 of every file in a folder."""
+    found: Manifest = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = [path.stat().st_size, _sha256(file)]
+    return found
+
+
+def differences(wanted: Manifest, found: Manifest) -> list[str]:
+    """Return in words how the files of a folder differ from a manifest."""
+    told = [f"{name} is gone" for name in sorted(wanted.keys() - found.keys())]
+    told += [f"{name} is new" for name in sorted(found.keys() - wanted.keys())]
+    told += [
+        f"{name} has other content"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name] != found[name]
+    ]
+    return told
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """What a cleanup would do; nothing is done before `carry_out`.
+
+    Attributes:
+        backup: where the copy goes; None when the operator wants none.
+    """
+
+    folder: Path
+    receipt: Json
+    manifest: Manifest
+    backup: Path | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(int(size) for size, _ in self.manifest.values())
+
+    def as_json(self) -> Json:
+        """Return the plan as a JSON object."""
+        return {
+            "folder": str(self.folder),
+            "files": len(self.manifest),
+            "bytes": self.bytes,
+            "run_id": self.receipt["run_id"],
+            "records": self.receipt["records"],
+            "put_aside": len(self.receipt["skipped"]),
+            "target": self.receipt["target"],
+            "backup": str(self.backup) if self.backup else None,
+        }
+
+
+def prepare(
+    receipt: Json, folder: Path | None = None, backup_folder: Path | None = None, *, backup: bool = True
+) -> Cleanup:
+    """Check everything that must hold before a folder may go.
+
+    Args:
+        folder: where it is now, when that is elsewhere than the receipt says.
+        backup_folder: where the copy goes; beside the folder when None.
+
+    Raises:
+        RefusedError: the receipt is not green, or not about a whole folder.
+        SourceError: the folder is not there.
+        SourceChangedError: a file of it differs from what was moved; the message says which.
+    """
+    told = receipt["source"]
+    if receipt["result"] != "equal":
+        raise RefusedError(
+            f"the receipt is not green: its result is {receipt['result']}",
+            hint="migrate again until every record is proven equal",
+        )
+    if told["kind"] != "chroma-folder" or "manifest" not in receipt:
+        raise RefusedError(
+            "the receipt is not about a Chroma folder that was moved",
+            hint="name the receipt of such a migration",
+        )
+    if receipt.get("scopes"):
+        raise RefusedError(
+            "only a part of the folder was moved: " + ", ".join(receipt["scopes"]),
+            hint="move all of it, then clean up with that receipt",
+        )
+    where = (folder or Path(told["path"])).absolute()
+    if not where.is_dir():
+        raise SourceError(f"the folder {where} is gone", hint="name its new place by --source")
+    found = manifest_of(where)
+    if changed := differences(receipt["manifest"], found):
+        raise SourceChangedError(
+            f"{where} is not what was moved: " + "; ".join(changed[:10]),
+            hint="something has written to it since; migrate again",
+        )
+    name = f"{where.name}-{receipt['run_id']}.tar.zst"
+    return Cleanup(where, receipt, found, (backup_folder or where.parent) / name if backup else None)
+
+
+def carry_out(cleanup: Cleanup, note_path: Path) -> Json:
+    """Copy the folder, verify the copy, remove the folder, leave a note.
+
+    Raises:
+        ConfigurationError: the copy or the note cannot be written; then nothing is removed.
+        RefusedError: the copy does not verify.
+    """
+    receipts.require_writable(note_path)
+    told = {
+        **cleanup.as_json(),
+        "format": FORMAT,
+        "manifest": cleanup.manifest,
+        "completed_at": receipts.now(),
+    }
+    if cleanup.backup is not None:
+        _back_up(cleanup.folder, cleanup.backup)
+        if changed := differences(cleanup.manifest, backup_manifest(cleanup.backup)):
+            raise RefusedError(
+                f"the copy {cleanup.backup} does not verify: {changed[0]}",
+                hint="nothing was removed; remove the copy and try again",
+            )
+    if changed := differences(cleanup.manifest, manifest_of(cleanup.folder)):
+        raise SourceChangedError(
+            f"{cleanup.folder} changed while it was copied: {changed[0]}",
+            hint="nothing was removed; stop the application that writes to it",
+        )
+    # One rename first: an application never finds half of the folder under its name.
+    doomed = cleanup.folder.with_name(f"{cleanup.folder.name}.removing-{cleanup.receipt['run_id']}")
+    cleanup.folder.rename(doomed)
+    receipts.write(note_path, told)
+    shutil.rmtree(doomed)
+    return told
+
+
+def _back_up(folder: Path, target: Path) -> None:
+    partial = target.with_name(f"partial-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+        with (
+            partial.open("wb") as file,
+            compressor.stream_writer(file, closefd=False) as packed,
+            tarfile.open(fileobj=cast(IO[bytes], packed), mode="w|") as archive,
+        ):
+            archive.add(folder, arcname=folder.name)
+        partial.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise ConfigurationError(
+            f"cannot write the copy {target}: {error.strerror}",
+            hint="name a folder with room by --backup-to; nothing was removed",
+        ) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    with (
+        path.open("rb") as file,
+        zstandard.ZstdDecompressor().stream_reader(file) as plain,
+        tarfile.open(fileobj=cast(IO[bytes], plain), mode="r|") as archive,
+    ):
+        yield archive
+
+
+def backup_manifest(path: Path) -> Manifest:
+    """Return size and SHA-256 of every file in a copy, read back from it."""
+    found: Manifest = {}
+    with _opened(path) as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() else None
+            if content is not None:
+                found[member.name.partition("/")[2]] = [member.size, _sha256(content)]
+    return found

@@ -1,0 +1,1 @@
+"""Exchange files: JSON lines and Parquet, see docs/EXCHANGE_FORMAT.md."""

@@ -1,0 +1,124 @@
+"""The sink `exchange files`: a file or folder that appears under its name only when it is complete and was read back."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from uuid import UUID
+
+from pgchroma.errors import RefusedError
+from pgchroma.migrate.exchange import form
+from pgchroma.migrate.exchange.jsonl import JsonlWriter, open_jsonl
+from pgchroma.migrate.exchange.parquet import ParquetWriter, open_parquet
+from pgchroma.migrate.model import (
+    Checkpoint,
+    Json,
+    Limits,
+    Noted,
+    Quarantined,
+    RunNote,
+    Source,
+    SourceCollection,
+)
+from pgchroma.types import Float32Matrix, Record
+
+
+class ExchangeSink:
+    """Files as the target of one run; see model.Sink. An interrupted export begins anew: a stream has no half."""
+
+    limits = Limits(
+        vectors=2**31, name=2**31, finite_vectors=False, plain_metadata=False, ids=False, missing_vectors=True
+    )
+    asks_early = False
+    transactional = True
+
+    def __init__(self, path: Path, *, parquet: bool, work_folder: Path | None = None) -> None:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise RefusedError(
+                f"{path} exists already", hint="name a file that does not exist yet, or remove it"
+            )
+        self._parquet, self._work_folder = parquet, work_folder
+        self._writer: JsonlWriter | ParquetWriter = ParquetWriter(path) if parquet else JsonlWriter(path)
+        self._finished = False
+        self.description: Json = {
+            "kind": "exchange-parquet" if parquet else "exchange-jsonl",
+            "path": str(path.resolve()),
+            "layout": form.FORMAT,
+        }
+
+    async def find(self, collection: SourceCollection) -> tuple[SourceCollection, int] | None:
+        """Return None: a new file holds nothing."""
+        return None
+
+    async def begin(self, note: RunNote, collections: Sequence[SourceCollection]) -> None:
+        """Note nothing: only a complete file counts."""
+
+    async def noted(self, run_id: UUID | None) -> Noted:
+        """Refuse: a stream has no half."""
+        raise RefusedError(
+            "an export to files is not resumed: there is a complete file or none",
+            hint="run the export again",
+        )
+
+    async def checkpoint(self, run_id: UUID, collection: SourceCollection) -> Checkpoint:
+        """Return the beginning."""
+        return Checkpoint(run_id, collection.id, "planned", 0, 0, 0)
+
+    async def prepare(self, run_id: UUID, collection: SourceCollection) -> None:
+        """Begin a collection."""
+        self._writer.begin(collection)
+
+    async def write(
+        self,
+        collection: SourceCollection,
+        checkpoint: Checkpoint,
+        records: Sequence[Record],
+        quarantined: Sequence[Quarantined],
+        position: int,
+    ) -> Checkpoint:
+        """Append records; what was put aside is named in the receipt, and the source still has it."""
+        await asyncio.to_thread(self._writer.write, records)
+        return Checkpoint(
+            checkpoint.run_id,
+            checkpoint.source_collection,
+            "copying",
+            checkpoint.records + len(records),
+            checkpoint.skipped + len(quarantined),
+            position,
+        )
+
+    async def set_phase(
+        self, run_id: UUID, collection: SourceCollection, phase: str, errors: int | None = None
+    ) -> None:
+        """End a collection that is copied."""
+        if phase == "copied":
+            self._writer.end()
+
+    async def query(
+        self, collection: SourceCollection, vectors: Float32Matrix, count: int
+    ) -> list[list[str]] | None:
+        """Return None: a file answers no questions."""
+        return None
+
+    @contextlib.asynccontextmanager
+    async def written(self) -> AsyncIterator[Source]:
+        """Complete the file and read it back."""
+        if not self._finished:
+            self._writer.finish()
+            self._finished = True
+        if self._parquet:
+            with open_parquet(self._writer.partial) as folder:
+                yield folder
+        else:
+            with open_jsonl(self._writer.partial, self._work_folder) as file:
+                yield file
+
+    async def publish(self) -> Json:
+        """Give the file its name."""
+        self._writer.publish()
+        return {}
+
+    async def close(self) -> None:
+        """Close what is open."""
+        if not self._finished:
+            self._writer.abandon()

@@ -1,0 +1,266 @@
+"""The sink `Chroma folder`: a server of the chosen chromadb release, in its own process, writes it; then it is read back.
+
+The folder grows beside its place under another name and takes its place only once it is proven, so that there is never half of
+one under the name that an application opens.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from uuid import UUID
+
+from pgchroma.errors import ConfigurationError, RefusedError, SourceError
+from pgchroma.migrate.chroma.folder import open_folder
+from pgchroma.migrate.model import (
+    Checkpoint,
+    Json,
+    Limits,
+    Noted,
+    Quarantined,
+    RunNote,
+    Source,
+    SourceCollection,
+)
+from pgchroma.migrate.remote import versions
+from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError
+from pgchroma.migrate.remote.sink import ServerSink
+from pgchroma.types import Float32Matrix, Record
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 60.0
+
+
+class ChromaProcess:
+    """`chroma run` over a folder, on a loopback port of its own.
+
+    Raises:
+        SourceError: it does not start; the message holds the end of its log.
+    """
+
+    def __init__(self, command: Sequence[str | Path], folder: Path, log: Path) -> None:
+        self._log = log
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        # Releases before 1.0 also write a log of their own into the current folder.
+        self._home = tempfile.TemporaryDirectory(prefix="pgchroma-chromadb-")
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+                [
+                    *command,
+                    "run",
+                    "--path",
+                    str(folder.resolve()),
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                    str(port),
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self._home.name,
+                env={**os.environ, "ANONYMIZED_TELEMETRY": "False"},
+                start_new_session=True,
+            )
+        self.client = self._connect()
+
+    def _connect(self) -> RemoteClient:
+        deadline = time.monotonic() + _START_SECONDS
+        pause = threading.Event()
+        port = int(self.url.rpartition(":")[2])
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return RemoteClient(Access(self.url, {}))
+            pause.wait(0.05)
+        self.stop()
+        told = self._log.read_text(errors="replace").strip().splitlines()[-3:]
+        raise SourceError(
+            f"the chromadb that is to write the folder does not start: {' / '.join(told)}",
+            hint=f"its log is {self._log}",
+        )
+
+    def stop(self) -> None:
+        """End it, so that everything is on disk."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._home.cleanup()
+
+
+class FolderSink:
+    """A Chroma folder as the target of one run; see model.Sink.
+
+    Attributes:
+        version: the chromadb release that writes it.
+        partial: where it grows.
+        asks_early: questions are put before the proof, while the writer runs.
+        base: with this, the folder is a changed copy of an existing one instead of a new one.
+    """
+
+    asks_early = True
+    transactional = False
+
+    def __init__(
+        self,
+        path: Path,
+        receipt_path: Path,
+        version: str,
+        *,
+        python: Path | None = None,
+        work_folder: Path | None = None,
+        base: Path | None = None,
+    ) -> None:
+        self.path, self.version, self._base = path.resolve(), version, base
+        if base is None and self.path.exists() and any(self.path.iterdir()):
+            raise RefusedError(
+                f"{path} exists and is not empty", hint="name a folder that does not exist yet"
+            )
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._work_folder = work_folder
+        self._command = versions.program(version, python)
+        self._receipt_path = receipt_path
+        self._server: ServerSink | None = None
+        self._process: ChromaProcess | None = None
+        self.description: Json = {
+            "kind": "chroma-folder",
+            "path": str(self.path),
+            "layout": f"chromadb {version}",
+        }
+
+    @property
+    def limits(self) -> Limits:
+        """What this release cannot hold."""
+        number = versions.numbers(self.version)
+        return Limits(
+            vectors=1_000_000,
+            name=63 if number < (1,) else 512,
+            plain_metadata=True,
+            arrays=number >= (1, 5),
+        )
+
+    def start(self, *, fresh: bool) -> ServerSink:
+        """Start the server over the growing folder; `fresh` removes what an attempt that is not resumed has left."""
+        if self._server is None:
+            if fresh and self.partial.exists():
+                shutil.rmtree(self.partial)
+            if self._base is not None and not self.partial.exists():
+                shutil.copytree(self._base, self.partial)
+            try:
+                self.partial.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"cannot create {self.partial}: {error.strerror}",
+                    hint="name a place that can be written to",
+                ) from error
+            log = self._receipt_path.with_suffix(".chroma.log").resolve()
+            log.parent.mkdir(parents=True, exist_ok=True)
+            self._process = ChromaProcess(self._command, self.partial, log)
+            self._server = ServerSink(self._process.client, self._receipt_path)
+            self._server.journal.target = self.description
+        return self._server
+
+    async def _started(self, *, fresh: bool = False) -> ServerSink:
+        return await asyncio.to_thread(self.start, fresh=fresh)
+
+    async def find(self, collection: SourceCollection) -> tuple[SourceCollection, int] | None:
+        """Return the collection in the growing folder; a folder that is not begun has none."""
+        if self._server is None and self._base is None:
+            return None
+        return await (await self._started()).find(collection)
+
+    async def begin(self, note: RunNote, collections: Sequence[SourceCollection]) -> None:
+        """Begin the folder and the journal."""
+        await (await self._started(fresh=True)).begin(note, collections)
+
+    async def noted(self, run_id: UUID | None) -> Noted:
+        """Take up the run of the journal."""
+        return await (await self._started()).noted(run_id)
+
+    async def server(self) -> ServerSink:
+        """Return what talks to the process that writes the folder."""
+        return await self._started()
+
+    async def checkpoint(self, run_id: UUID, collection: SourceCollection) -> Checkpoint:
+        """Return how far the copy of a collection is."""
+        return await (await self._started()).checkpoint(run_id, collection)
+
+    async def prepare(self, run_id: UUID, collection: SourceCollection) -> None:
+        """Create the collection, or take it up."""
+        await (await self._started()).prepare(run_id, collection)
+
+    async def write(
+        self,
+        collection: SourceCollection,
+        checkpoint: Checkpoint,
+        records: Sequence[Record],
+        quarantined: Sequence[Quarantined],
+        position: int,
+    ) -> Checkpoint:
+        """Append records."""
+        try:
+            return await (await self._started()).write(collection, checkpoint, records, quarantined, position)
+        except RemoteError as error:
+            raise SourceError(
+                f"chromadb {self.version} does not take the batch: {error.message}",
+                hint=f"see its log {self._receipt_path.with_suffix('.chroma.log')}",
+            ) from error
+
+    async def set_phase(
+        self, run_id: UUID, collection: SourceCollection, phase: str, errors: int | None = None
+    ) -> None:
+        """Note a collection's phase."""
+        if self._server is not None:
+            await self._server.set_phase(run_id, collection, phase, errors)
+
+    async def query(
+        self, collection: SourceCollection, vectors: Float32Matrix, count: int
+    ) -> list[list[str]] | None:
+        """Ask the chromadb that writes the folder, as long as it does: opening a proven folder again would change it."""
+        if self._process is None or self._server is None:
+            return None
+        return await self._server.query(collection, vectors, count)
+
+    @contextlib.asynccontextmanager
+    async def written(self) -> AsyncIterator[Source]:
+        """Stop the writer and read its folder the way an existing one is read."""
+        await asyncio.to_thread(self._stop)
+        with open_folder(self.partial, self._work_folder) as source:
+            yield source
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    async def publish(self) -> Json:
+        """Give the folder its name; one that it replaces is kept under another."""
+        kept = {}
+        if self.path.exists() and any(self.path.iterdir()):
+            aside = self.path.with_name(f"{self.path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
+            self.path.rename(aside)
+            kept = {"replaced": str(aside)}
+        elif self.path.exists():
+            self.path.rmdir()
+        self.partial.rename(self.path)
+        if self._server is not None:
+            await self._server.publish()
+        return kept
+
+    async def close(self) -> None:
+        """End the writer."""
+        await asyncio.to_thread(self._stop)
+        if self._server is not None:
+            await self._server.close()
