@@ -121,8 +121,8 @@ def test_a_database_in_order_passes(database_url: str) -> None:
         ),
         (
             "INSERT INTO pgchroma.migration_status (run_id, source_collection_id, tenant, database, name, source_records, "
-            "source, source_fingerprint, source_state, skip_unreadable, pgchroma_version) "
-            "SELECT gen_random_uuid(), gen_random_uuid(), 't', 'd', 'n', 1, '/x', 'f', '{}', false, '0'",
+            "source, source_fingerprint, source_state, pgchroma_version) "
+            "SELECT gen_random_uuid(), gen_random_uuid(), 't', 'd', 'n', 1, '/x', 'f', '{}', '0'",
             "migrations-finished",
             0,
         ),
