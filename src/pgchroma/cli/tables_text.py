@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pgchroma import output
-from pgchroma.cli.migrate_text import size
+from pgchroma.output import size
 
 _SHOWN = 20
 

@@ -112,7 +112,7 @@ class Limits:
         name: characters of a collection's name at most.
         finite_vectors: NaN and infinity in a vector are refused.
         plain_metadata: integers beyond 64 bits, NaN, infinity and keys that start with `chroma:` are refused.
-        arrays: metadata may hold lists.
+        arrays, sparse: metadata may hold lists, and sparse vectors.
         ids: the empty id is refused.
         missing_vectors: a record may come without one.
     """
@@ -122,6 +122,7 @@ class Limits:
     finite_vectors: bool = True
     plain_metadata: bool = False
     arrays: bool = True
+    sparse: bool = True
     ids: bool = True
     missing_vectors: bool = False
 

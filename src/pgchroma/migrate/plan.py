@@ -162,7 +162,9 @@ def _blocks(problem: Problem, policies: Policies, limits: Limits) -> bool:
     action = policies.action(problem.code)
     if action == "keep":
         held = {"metadata-number": not limits.plain_metadata, "metadata-key": not limits.plain_metadata}
-        return not {**held, "metadata-array": limits.arrays}.get(problem.code, True)
+        return not {**held, "metadata-array": limits.arrays, "metadata-sparse": limits.sparse}.get(
+            problem.code, True
+        )
     return action == "fail"
 
 

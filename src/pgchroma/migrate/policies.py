@@ -50,9 +50,11 @@ DANGERS: Final = {
         Danger("document-too-large", "its document is larger than 256 MiB", ("fail", "quarantine")),
         Danger("metadata-number", "its metadata hold an integer beyond 64 bits, NaN or infinity", ("keep", "fail", "quarantine", "convert"), "a large integer becomes a float; a key with NaN or infinity is left out"),
         Danger("metadata-key", "its metadata have a key that starts with chroma:", ("keep", "fail", "quarantine", "convert"), "the key is left out"),
+        Danger("metadata-sparse", "its metadata hold a sparse vector", ("keep", "fail", "quarantine", "convert"), "the key is left out"),
         Danger("metadata-array", "its metadata hold a list", ("keep", "fail", "quarantine", "convert"), "the list becomes its JSON text"),
     )
 }  # fmt: skip
+_IN_METADATA = ("metadata-number", "metadata-key", "metadata-sparse", "metadata-array")
 _UNREADABLE = ("vector-missing", "vector-not-finite", "vector-dimension")
 
 
@@ -128,6 +130,13 @@ def _without_lists(record: Record) -> Record:
     )
 
 
+def _without_sparse(record: Record) -> Record:
+    kept: dict[str, MetadataValue] = {
+        key: value for key, value in (record.metadata or {}).items() if not isinstance(value, dict)
+    }
+    return replace(record, metadata=kept or None)
+
+
 _CONVERSIONS: dict[str, Callable[[Record], Record]] = {
     "vector-not-finite": _finite,
     "nul": _without_nul,
@@ -135,6 +144,7 @@ _CONVERSIONS: dict[str, Callable[[Record], Record]] = {
     "metadata-number": _plain_numbers,
     "metadata-key": _without_reserved,
     "metadata-array": _without_lists,
+    "metadata-sparse": _without_sparse,
 }
 
 
@@ -210,9 +220,9 @@ class Policies:
 
     def _harmless(self, page: Sequence[Record], collection: SourceCollection, limits: Limits) -> bool:
         """Whether a quick look at the whole page finds nothing to decide about."""
-        if self.action("nul") != "keep" or limits.plain_metadata or not limits.arrays:
+        if self.action("nul") != "keep" or limits.plain_metadata or not (limits.arrays and limits.sparse):
             return False
-        if any(self.action(code) != "keep" for code in ("metadata-number", "metadata-key", "metadata-array")):
+        if any(self.action(code) != "keep" for code in _IN_METADATA):
             return False
         vectors = []
         for record in page:
@@ -227,6 +237,8 @@ class Policies:
 def _can_keep(code: str, limits: Limits) -> bool:
     if code in ("metadata-number", "metadata-key"):
         return not limits.plain_metadata
+    if code == "metadata-sparse":
+        return limits.sparse
     return limits.arrays if code == "metadata-array" else True
 
 
@@ -249,6 +261,8 @@ def _dangers_of(record: Record, dimension: int | None, limits: Limits) -> Iterat
         yield "metadata-number"
     if any(key.startswith("chroma:") for key in record.metadata or {}):
         yield "metadata-key"
+    if any(isinstance(value, dict) for value in values):
+        yield "metadata-sparse"
     if any(isinstance(value, list) for value in values):
         yield "metadata-array"
 

@@ -20,7 +20,7 @@ def limits_of(kind: str, layout: str) -> Limits:
         return Limits()
     old = layout.startswith(("chromadb 0.", "Chroma server 0."))
     arrays = not old and not layout.startswith("chromadb 1.0")
-    return Limits(vectors=1_000_000, plain_metadata=True, arrays=arrays)
+    return Limits(vectors=1_000_000, plain_metadata=True, arrays=arrays, sparse=kind != "chroma-folder")
 
 
 def require_unchanged(receipt: Json, source: Source) -> None:

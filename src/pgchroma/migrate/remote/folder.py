@@ -149,6 +149,7 @@ class FolderSink:
             name=63 if number < (1,) else 512,
             plain_metadata=True,
             arrays=number >= (1, 5),
+            sparse=False,
         )
 
     def start(self, *, fresh: bool) -> ServerSink:

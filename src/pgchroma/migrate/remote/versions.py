@@ -97,7 +97,9 @@ def program(version: str, python: Path | None = None) -> list[str | Path]:
     """
     wanted = numbers(version)
     if python is not None:
-        told = _run([python, "-c", "import chromadb; print(chromadb.__version__)"], f"run {python}").strip()
+        told = _run(
+            [python, "-c", "import sys, chromadb; sys.stdout.write(chromadb.__version__)"], f"run {python}"
+        ).strip()
         if numbers(told) != wanted:
             raise ConfigurationError(
                 f"{python} has chromadb {told}, not {version}", hint=f"give --chromadb-version {told}"
