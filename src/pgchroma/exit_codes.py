@@ -32,3 +32,20 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.REFUSED: "a confirmation or a precondition is missing; nothing was changed",
     ExitCode.INTERRUPTED: "stopped half-way; run `pgchroma migrate resume`",
 }
+
+
+class NagiosCode(IntEnum):
+    """What `--format nagios` ends with instead, because monitoring plugins have a convention of their own."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+NAGIOS_MEANINGS: dict[NagiosCode, str] = {
+    NagiosCode.OK: "everything that was checked holds",
+    NagiosCode.WARNING: "a check failed that can wait until the morning",
+    NagiosCode.CRITICAL: "a check failed that cannot",
+    NagiosCode.UNKNOWN: "nothing could be found out: wrong options or settings",
+}

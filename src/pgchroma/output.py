@@ -39,10 +39,20 @@ def stderr() -> Console:
 def emit(data: object, fmt: Format, text_renderer: TextRenderer | None = None) -> None:
     """Write a command's result: `data` as JSON, or whatever `text_renderer` draws on the console it is given."""
     if fmt == "json" or text_renderer is None:
-        sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
-        sys.stdout.flush()
+        line(as_json(data).rstrip("\n"))
         return
     text_renderer(stdout())
+
+
+def as_json(data: object) -> str:
+    """Return a result as JSON text, as `emit` writes it."""
+    return json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def line(text: str) -> None:
+    """Write text for a program to standard output as it is."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

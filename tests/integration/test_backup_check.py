@@ -28,11 +28,11 @@ class Backed:
 
     cluster: ArchivingCluster
     base: Path
-    state: Path
+    directory: Path
 
     @property
     def point(self) -> state.Recorded:
-        return state.read_point(self.state / "digests/latest.json")
+        return state.read_point(self.directory / "digests/latest.json")
 
 
 async def _fill(url: str, directory: Path, cluster: ArchivingCluster) -> Path:
@@ -71,7 +71,7 @@ def copy(backed: Backed) -> Iterator[EmbeddedPostgres]:
 
 def restored_check(backed: Backed, copy: EmbeddedPostgres, *arguments: object) -> Outcome:
     return pgchroma(
-        "backup", "check-restored", "--database-url", copy.url(DATABASE), "--state-dir", backed.state,
+        "backup", "check-restored", "--database-url", copy.url(DATABASE), "--state-dir", backed.directory,
         "--format", "json", *arguments,
     )  # fmt: skip
 
@@ -100,7 +100,9 @@ class TestCopy:
             by_id(report)["digests"]["detail"] == "303 records of 2 collections are as recorded at the-point"
         )
         assert by_id(report)["restored-to-point"]["status"] == "ok"
-        assert by_id(report)["vector-queries"]["detail"] == "8 queries, recall 1.000"
+        assert by_id(report)["vector-queries"]["detail"] == (
+            "8 stored vectors asked for, 8 found; recall 1.000 of 10 neighbours"
+        )
 
     def test_2_what_is_lost_or_changed_is_named_by_collection(
         self, backed: Backed, copy: EmbeddedPostgres
@@ -166,7 +168,7 @@ def test_a_missing_digest_file_is_named(backed: Backed, tmp_path: Path) -> None:
 
 def test_a_database_that_does_not_answer_is_a_failed_check(backed: Backed, tmp_path: Path) -> None:
     outcome = pgchroma(
-        "backup", "check-restored", "--database-url", f"postgresql:///x?host={tmp_path}", "--state-dir", backed.state
+        "backup", "check-restored", "--database-url", f"postgresql:///x?host={tmp_path}", "--state-dir", backed.directory
     )  # fmt: skip
     assert outcome.code == 8
     assert "database-reachable" in outcome.stderr

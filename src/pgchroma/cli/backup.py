@@ -13,19 +13,12 @@ from rich.text import Text
 
 from pgchroma import output
 from pgchroma.backup import check, record, state
+from pgchroma.cli.backup_options import state_option
+from pgchroma.cli.backup_status import backup_status
 from pgchroma.cli.options import database_options, format_option, required_url, with_password
 from pgchroma.cli.verify import draw_checks
 from pgchroma.errors import ConfigurationError, VerificationError
 
-state_option = click.option(
-    "--state-dir",
-    envvar="PGCHROMA_BACKUP_STATE",
-    show_envvar=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    default=state.DEFAULT_DIRECTORY,
-    show_default=True,
-    help="Where digests and the receipts of drills are kept.",
-)
 _label = click.option("--backup-label", help="pgBackRest's label of the backup that this belongs to.")
 
 
@@ -35,6 +28,9 @@ def backup() -> None:
 
     pgBackRest makes the backups; see docs/MONITORING.md and docs/adr/ for how these commands go with it.
     """
+
+
+backup.add_command(backup_status)
 
 
 @backup.command("record-digests")

@@ -259,3 +259,48 @@ async def newest_drills(connection: AsyncConnection[Any], limit: int = 1) -> lis
             [limit],
         )
         return await cursor.fetchall()
+
+
+@dataclass(frozen=True, slots=True)
+class Archiver:
+    """How far the archiving of WAL is.
+
+    Attributes:
+        archiving: whether archive_mode is on.
+        ready_files: finished WAL files that are not archived yet; None where the role may not look (it needs pg_monitor).
+        oldest_ready_seconds: how long the oldest of them has been waiting; 0 without any.
+        last_archived_seconds: how long ago the last file was archived; None if none ever was.
+        failing: whether the last attempt failed.
+        checksum_failures: pages with a wrong checksum that PostgreSQL has come across.
+    """
+
+    archiving: bool
+    ready_files: int | None
+    oldest_ready_seconds: float
+    archived_count: int
+    failed_count: int
+    last_archived_seconds: float | None
+    failing: bool
+    checksum_failures: int
+
+
+async def archiver(connection: AsyncConnection[Any]) -> Archiver:
+    """Return how far the archiving of WAL is."""
+    cursor = await connection.execute(
+        "SELECT current_setting('archive_mode') <> 'off', archived_count, failed_count, "
+        "extract(epoch FROM clock_timestamp() - last_archived_time)::float8, "
+        "coalesce(last_failed_time > last_archived_time, last_failed_time IS NOT NULL), "
+        "(SELECT coalesce(sum(checksum_failures), 0)::bigint FROM pg_stat_database), "
+        "has_function_privilege('pg_ls_archive_statusdir()', 'EXECUTE') FROM pg_stat_archiver"
+    )
+    row = await cursor.fetchone()
+    assert row is not None  # noqa: S101 - the view has one row
+    ready: int | None = None
+    oldest = 0.0
+    if row[6]:
+        cursor = await connection.execute(
+            "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(modification)), 0)::float8 "
+            "FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
+        )
+        ready, oldest = await cursor.fetchone() or (0, 0.0)
+    return Archiver(row[0], ready, oldest, row[1], row[2], row[3], row[4], row[5])

@@ -120,7 +120,7 @@ async def _sweep(
 async def pages(connection: AsyncConnection[Any], schema: str) -> Sweep:
     """Read every page of every table and index of this database, system catalogs and vector indexes too, with its checksum."""
     listing = sql.SQL(
-        "SELECT oid, oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'i', 't', 'm', 'S') AND relpersistence = 'p' ORDER BY oid"
+        "SELECT oid, oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'i', 't', 'm', 'S') AND relpersistence = 'p' ORDER BY pg_class.oid"
     ).format()
     read = sql.SQL("SELECT {}(%(oid)s::regclass, 'buffer')").format(sql.Identifier(schema, "pg_prewarm"))
     return await _sweep(connection, listing, read)

@@ -1,0 +1,257 @@
+"""How fresh and how sound backups are: facts, collected from pgBackRest, PostgreSQL and the drills' receipts, and what to think of them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pgchroma.backup import pgbackrest, state
+from pgchroma.backup.pgbackrest import Repository
+from pgchroma.errors import PgchromaError
+from pgchroma.store import backups
+from pgchroma.store.backups import Archiver, StoredPoint
+from pgchroma.verify.checks import Check, check
+
+_MINUTE, _HOUR, _DAY = 60.0, 3_600.0, 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """From where on a value is a warning, and from where on critical."""
+
+    warning: float
+    critical: float
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What counts as too old or too many; ages in seconds."""
+
+    full_age: Limits = Limits(8 * _DAY, 15 * _DAY)
+    backup_age: Limits = Limits(26 * _HOUR, 50 * _HOUR)
+    wal_age: Limits = Limits(3 * _MINUTE, 10 * _MINUTE)
+    ready_files: Limits = Limits(8, 64)
+    drill_age: Limits = Limits(9 * _DAY, 16 * _DAY)
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of the backups of a cluster; an `*_error` says why something is not.
+
+    Attributes:
+        now: seconds since 1970, when this was collected.
+        drill: the newest drill's receipt.
+        point: the newest restore point with digests.
+    """
+
+    stanza: str
+    now: float
+    repositories: list[Repository] = field(default_factory=list)
+    repositories_error: str = ""
+    archiver: Archiver | None = None
+    point: StoredPoint | None = None
+    database_error: str = ""
+    drill: dict[str, Any] | None = None
+    drill_error: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the facts as a JSON object."""
+        return asdict(self)
+
+    @property
+    def drill_started(self) -> float | None:
+        """When the newest drill began, in seconds since 1970."""
+        return datetime.fromisoformat(self.drill["started_at"]).timestamp() if self.drill else None
+
+
+async def collect(
+    stanza: str, database_url: str, directory: Path, *, program: str, recorded: Path | None = None
+) -> Facts:
+    """Return the facts; what cannot be had is noted in them and is no error."""
+    facts = Facts(stanza, datetime.now(UTC).timestamp())
+    try:
+        facts.repositories = pgbackrest.info(stanza, program, recorded)
+    except PgchromaError as error:
+        facts.repositories_error = error.message
+    try:
+        async with await backups.connect(database_url, "pgchroma backup status") as connection:
+            facts.archiver = await backups.archiver(connection)
+            facts.point = next(iter(await backups.newest_points(connection)), None)
+    except (PgchromaError, psycopg.Error) as error:
+        facts.database_error = (
+            error.message if isinstance(error, PgchromaError) else str(error).strip().partition("\n")[0]
+        )
+    try:
+        facts.drill = state.read_drill(directory)
+    except PgchromaError as error:
+        facts.drill_error = error.message
+    return facts
+
+
+def age(seconds: float) -> str:
+    """Return a length of time for a person, e.g. `3 d 4 h`."""
+    whole = int(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 2 * _HOUR:
+        return f"{whole // 60} min"
+    if whole < 2 * _DAY:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _limited(ident: str, value: float, limits: Limits, detail: str, hint: str) -> Check:
+    critical = value >= limits.critical
+    return check(ident, "critical" if critical else "warning", value < limits.warning, detail, hint)
+
+
+def judge(facts: Facts, thresholds: Thresholds) -> list[Check]:
+    """Return the outcome of every check of the facts."""
+    return [*_repositories(facts, thresholds), *_archiving(facts, thresholds), *_drill(facts, thresholds)]
+
+
+def _repositories(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
+    if facts.repositories_error:
+        yield check(
+            "repositories",
+            "critical",
+            False,
+            facts.repositories_error,
+            "without an answer from pgBackRest nothing is known about backups",
+        )
+        return
+    for repository in facts.repositories:
+        name = f"repository-{repository.key}"
+        yield check(
+            name,
+            "critical",
+            repository.code == 0,
+            repository.message,
+            "run playbooks/backup.yml; if the repository cannot be reached, see docs/runbooks/",
+        )
+        for ident, types, limits in (
+            (f"{name}-full", ("full",), thresholds.full_age),
+            (f"{name}-newest", (), thresholds.backup_age),
+        ):
+            newest = repository.newest(*types)
+            if newest is None:
+                yield check(ident, "critical", False, "there is none", "run playbooks/backup.yml")
+                continue
+            old = facts.now - newest.stopped
+            yield _limited(
+                ident,
+                old,
+                limits,
+                f"{newest.label}, {age(old)} old",
+                "see why the timer's last run failed: systemctl list-timers, journalctl",
+            )
+        newest = repository.newest()
+        if newest is not None:
+            yield check(
+                f"{name}-sound",
+                "critical",
+                not newest.damaged,
+                f"{newest.label}: "
+                + ("pages with a wrong checksum" if newest.damaged else "no damaged pages"),
+                "the cluster itself is damaged: fail over or restore an older set, see docs/runbooks/",
+            )
+
+
+def _archiving(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
+    seen = facts.archiver
+    if seen is None:
+        yield check(
+            "database",
+            "critical",
+            False,
+            facts.database_error,
+            "start PostgreSQL, or name it by --database-url",
+        )
+        return
+    last = "never" if seen.last_archived_seconds is None else f"{age(seen.last_archived_seconds)} ago"
+    yield check(
+        "archiving",
+        "critical",
+        seen.archiving,
+        f"archive_mode is on, last file archived {last}" if seen.archiving else "archive_mode is off",
+        "set archive_mode and archive_command; the role pgbackrest does",
+    )
+    if seen.ready_files is None:
+        yield check(
+            "wal-waiting",
+            "warning",
+            False,
+            "not known: the role may not look",
+            "connect as a member of pg_monitor",
+        )
+    else:
+        detail = f"{seen.ready_files} WAL files wait to be archived"
+        if seen.ready_files:
+            detail += f", the oldest for {age(seen.oldest_ready_seconds)}"
+        hint = "what was written since is lost with this host; see PostgreSQL's log and `pgbackrest check`"
+        yield _limited("wal-waiting", seen.oldest_ready_seconds, thresholds.wal_age, detail, hint)
+        yield _limited("wal-files", seen.ready_files, thresholds.ready_files, detail, hint)
+    yield check(
+        "archive-command",
+        "warning",
+        not seen.failing,
+        f"{seen.failed_count} failures, {seen.archived_count} files archived",
+        "the last attempt failed: see PostgreSQL's log",
+    )
+    yield check(
+        "page-checksums",
+        "critical",
+        seen.checksum_failures == 0,
+        f"{seen.checksum_failures} pages with a wrong checksum were read",
+        "the cluster is damaged: fail over or restore, see docs/runbooks/",
+    )
+    yield _digests(facts)
+
+
+def _digests(facts: Facts) -> Check:
+    newest = max((found.stopped for item in facts.repositories if (found := item.newest())), default=None)
+    point = facts.point
+    if point is None:
+        detail, holds = "none recorded", newest is None
+    else:
+        detail = f"{point.name}, {point.records or 0:,} records"
+        holds = newest is None or (
+            # The start of the backup that follows is not yet behind a point; an hour is more than any digest takes.
+            point.completed_at is not None and point.created_at.timestamp() > newest - _HOUR
+        )
+    return check(
+        "digests",
+        "warning",
+        holds,
+        detail if holds else f"{detail}: the newest backup has none",
+        "run `pgchroma backup record-digests` after every backup",
+    )
+
+
+def _drill(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
+    if facts.drill is None or facts.drill_started is None:
+        yield check(
+            "drill",
+            "warning",
+            False,
+            facts.drill_error or "no backup was ever restored for a test",
+            "run playbooks/restore_drill.yml",
+        )
+        return
+    drill = facts.drill
+    succeeded = drill["result"] == "ok"
+    message = f": {drill['message']}" if drill.get("message") else ""
+    yield check(
+        "drill",
+        "critical",
+        succeeded,
+        f"{drill['result']} after {age(drill['duration_seconds'])}{message}",
+        "backups may be useless: read the drill's receipt and its log, then run playbooks/restore_drill.yml",
+    )
+    old = facts.now - facts.drill_started
+    yield _limited(
+        "drill-age", old, thresholds.drill_age, f"{age(old)} old", "run playbooks/restore_drill.yml"
+    )

@@ -1,0 +1,251 @@
+"""How fresh and sound backups are said to be, from what pgBackRest 2.55 really wrote (tests/fixtures/pgbackrest)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pgchroma.backup import pgbackrest, writers
+from pgchroma.backup.pgbackrest import Repository
+from pgchroma.backup.status import Facts, Limits, Thresholds, age, judge
+from pgchroma.errors import ConfigurationError
+from pgchroma.exit_codes import NagiosCode
+from pgchroma.store.backups import Archiver, StoredPoint
+
+FIXTURES = Path(__file__).parents[1] / "fixtures/pgbackrest"
+# When the newest backup of the recorded answer ended.
+LAST = 1795246939
+HOUR, DAY = 3600, 86400
+
+
+def recorded(name: str = "info") -> list[Repository]:
+    return pgbackrest.parse((FIXTURES / f"{name}.json").read_text(), "main")
+
+
+def facts(seconds_later: float = 60, **changes: object) -> Facts:
+    """A cluster in perfect order some time after its last backup."""
+    found = Facts(
+        "main",
+        LAST + seconds_later,
+        repositories=recorded(),
+        archiver=Archiver(True, 0, 0.0, 100, 0, 30.0, False, 0),
+        point=StoredPoint(
+            "point", datetime.fromtimestamp(LAST + 5, UTC), None, None, 10, "x", datetime.now(UTC)
+        ),
+        drill={
+            "started_at": datetime.fromtimestamp(LAST + seconds_later - DAY, UTC).isoformat(),
+            "duration_seconds": 12.5,
+            "result": "ok",
+            "message": "",
+        },
+    )
+    for name, value in changes.items():
+        setattr(found, name, value)
+    return found
+
+
+def failed(found: Facts, thresholds: Thresholds | None = None) -> dict[str, str]:
+    return {
+        item.id: item.severity for item in judge(found, thresholds or Thresholds()) if item.status == "failed"
+    }
+
+
+def archiver(**changes: object) -> Archiver:
+    current = facts().archiver
+    assert current is not None
+    return replace(current, **changes)  # type: ignore[arg-type]
+
+
+def test_the_recorded_answer_is_understood() -> None:
+    (repository,) = recorded()
+    assert (repository.key, repository.code, repository.message) == (1, 0, "ok")
+    assert [item.type for item in repository.backups] == ["full", "diff", "incr"]
+    newest = repository.newest()
+    assert newest is not None
+    assert (newest.label, newest.stopped, newest.damaged) == (
+        "20261121-074208F_20261121-074217I",
+        LAST,
+        False,
+    )
+    assert (newest.cluster_bytes, newest.repository_bytes) == (23431686, 440)
+    assert repository.newest("full") == repository.backups[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "{1}", "[{}]", '[{"name": "main"}]', '[{"name": "main", "backup": [], "repo": [{}]}]', "7"],
+)
+def test_another_answer_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="not what"):
+        pgbackrest.parse(text, "main")
+
+
+def test_an_unknown_stanza_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"no stanza other \(it knows: main\)"):
+        pgbackrest.parse((FIXTURES / "info.json").read_text(), "other")
+
+
+def test_a_cluster_in_order_fails_nothing() -> None:
+    assert failed(facts()) == {}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (facts(repositories=recorded("info-missing")), {"repository-1": "critical", "repository-1-full": "critical", "repository-1-newest": "critical"}),
+        (facts(repositories=recorded("info-empty")), {"repository-1": "critical", "repository-1-full": "critical", "repository-1-newest": "critical"}),
+        (facts(27 * HOUR), {"repository-1-newest": "warning"}),
+        (facts(51 * HOUR), {"repository-1-newest": "critical"}),
+        (facts(9 * DAY), {"repository-1-full": "warning", "repository-1-newest": "critical"}),
+        (facts(16 * DAY), {"repository-1-full": "critical", "repository-1-newest": "critical"}),
+        (facts(repositories=[], repositories_error="no such program"), {"repositories": "critical"}),
+        (facts(archiver=None, database_error="refused"), {"database": "critical"}),
+        (facts(archiver=archiver(archiving=False)), {"archiving": "critical"}),
+        (facts(archiver=archiver(ready_files=3, oldest_ready_seconds=100.0)), {}),
+        (facts(archiver=archiver(ready_files=3, oldest_ready_seconds=200.0)), {"wal-waiting": "warning"}),
+        (facts(archiver=archiver(ready_files=70, oldest_ready_seconds=900.0)), {"wal-waiting": "critical", "wal-files": "critical"}),
+        (facts(archiver=archiver(ready_files=None)), {"wal-waiting": "warning"}),
+        (facts(archiver=archiver(failing=True)), {"archive-command": "warning"}),
+        (facts(archiver=archiver(checksum_failures=1)), {"page-checksums": "critical"}),
+        (facts(point=None), {"digests": "warning"}),
+        (facts(point=replace(facts().point, completed_at=None)), {"digests": "warning"}),  # type: ignore[type-var]
+        (facts(point=replace(facts().point, created_at=datetime.fromtimestamp(LAST - 2 * HOUR, UTC))), {"digests": "warning"}),  # type: ignore[type-var]
+        (facts(drill=None), {"drill": "warning"}),
+        (facts(drill={**(facts().drill or {}), "result": "failed", "message": "no space"}), {"drill": "critical"}),
+        (facts(drill={**(facts().drill or {}), "started_at": datetime.fromtimestamp(LAST - 10 * DAY, UTC).isoformat()}), {"drill-age": "warning"}),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(found: Facts, expected: dict[str, str]) -> None:
+    assert failed(found) == expected
+
+
+def test_every_repository_is_looked_at() -> None:
+    (first,) = recorded()
+    stale = replace(
+        first, key=2, backups=tuple(replace(item, stopped=item.stopped - 30 * DAY) for item in first.backups)
+    )
+    assert failed(facts(repositories=[first, stale])) == {
+        "repository-2-full": "critical",
+        "repository-2-newest": "critical",
+    }
+
+
+def test_a_damaged_page_is_critical_although_the_backup_ended_well() -> None:
+    answer = json.loads((FIXTURES / "info.json").read_text())
+    answer[0]["backup"][-1]["error"] = True
+    found = facts(repositories=pgbackrest.parse(json.dumps(answer), "main"))
+    assert failed(found) == {"repository-1-sound": "critical"}
+
+
+def test_thresholds_can_be_chosen() -> None:
+    assert failed(facts(60), Thresholds(backup_age=Limits(10, 30))) == {"repository-1-newest": "critical"}
+
+
+def test_nagios_gets_one_line_with_the_worst_first() -> None:
+    good = facts()
+    line = writers.nagios(good, judge(good, Thresholds()), Thresholds())
+    assert line.startswith("PGCHROMA BACKUP OK - ")
+    assert (
+        " | repo1_full_age=66s;691200;1296000;0 repo1_newest_age=60s;93600;180000;0 repo1_size=3042344B;;;0 "
+        in line
+    )
+    assert "drill_duration=12.5s;;;0" in line
+    bad = facts(27 * HOUR, archiver=archiver(checksum_failures=2))
+    checks = judge(bad, Thresholds())
+    line = writers.nagios(bad, checks, Thresholds())
+    assert line.startswith(
+        "PGCHROMA BACKUP CRITICAL - page-checksums: 2 pages with a wrong checksum were read; repository-1-newest: "
+    )
+    assert "\n" not in line
+    assert writers.nagios_code(checks) == NagiosCode.CRITICAL
+    assert writers.nagios_code(judge(facts(27 * HOUR), Thresholds())) == NagiosCode.WARNING
+    assert (
+        writers.nagios(
+            facts(repositories=[], repositories_error="a|b"),
+            judge(facts(repositories=[], repositories_error="a|b"), Thresholds()),
+            Thresholds(),
+        ).count("|")
+        == 1
+    )
+
+
+def metrics(found: Facts) -> dict[str, float]:
+    text = writers.prometheus(found, judge(found, Thresholds()))
+    return {
+        sample.name + "".join(f",{key}={value}" for key, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_prometheus_gets_every_figure() -> None:
+    found = metrics(facts(100))
+    assert found["pgchroma_backup_last_timestamp_seconds,repo=1,stanza=main,type=incr"] == LAST
+    assert found["pgchroma_backup_last_duration_seconds,repo=1,stanza=main,type=full"] == 5
+    assert found["pgchroma_backup_repository_bytes,repo=1,stanza=main"] == 3042344
+    assert found["pgchroma_backup_count,repo=1,stanza=main,type=diff"] == 1
+    assert found["pgchroma_wal_ready_files"] == 0
+    assert found["pgchroma_wal_last_archived_timestamp_seconds"] == LAST + 70
+    assert found["pgchroma_restore_drill_timestamp_seconds"] == LAST + 100 - DAY
+    assert (found["pgchroma_restore_drill_duration_seconds"], found["pgchroma_restore_drill_success"]) == (
+        12.5,
+        1,
+    )
+    assert found["pgchroma_backup_critical_checks_failed"] == 0
+    assert found["pgchroma_backup_status_timestamp_seconds"] == LAST + 100
+
+
+def test_what_is_not_known_is_no_metric() -> None:
+    found = metrics(
+        facts(repositories=recorded("info-empty"), archiver=None, database_error="x", drill=None, point=None)
+    )
+    for name in (
+        "pgchroma_backup_last_timestamp_seconds",
+        "pgchroma_wal_ready_files",
+        "pgchroma_restore_drill_success",
+    ):
+        assert not [key for key in found if key.startswith(name)]
+    assert found["pgchroma_backup_repository_status,repo=1,stanza=main"] == 2
+    assert found["pgchroma_backup_critical_checks_failed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (119.9, "119 s"),
+        (120, "2 min"),
+        (7199, "119 min"),
+        (7200, "2 h 0 min"),
+        (2 * DAY + HOUR, "2 d 1 h"),
+    ],
+)
+def test_ages_are_readable(seconds: float, text: str) -> None:
+    assert age(seconds) == text
+
+
+def program(folder: Path, script: Sequence[str]) -> str:
+    path = folder / "pgbackrest"
+    path.write_text("\n".join(["#!/bin/sh", *script]))
+    path.chmod(0o755)
+    # Whoever it is run as must reach it.
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    return str(path)
+
+
+def test_a_program_that_fails_or_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(ConfigurationError, match="cannot run"):
+        pgbackrest.info("main", str(tmp_path / "nothing"))
+    failing = program(tmp_path, ["echo 'ERROR: [037]: no config' >&2", "exit 37"])
+    with pytest.raises(ConfigurationError, match=r"ended with 37: ERROR: \[037\]: no config"):
+        pgbackrest.info("main", failing)
+    good = program(tmp_path, [f'test "$1" = --stanza=main && cat {FIXTURES}/info.json'])
+    assert pgbackrest.info("main", good) == recorded()
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        pgbackrest.info("main", good, tmp_path / "none.json")
