@@ -14,7 +14,9 @@ from pgchroma.store import StoreSettings
 
 ENV_PREFIX = "PGCHROMA_"
 # Read by other parts of the project; everything else with the prefix is a slip worth a warning.
-OTHER_VARIABLES = frozenset({"PGCHROMA_BACKUP_STATE", "PGCHROMA_CACHE", "PGCHROMA_TOKEN_FILE", "PGCHROMA_URL"})
+OTHER_VARIABLES = frozenset(
+    {"PGCHROMA_BACKUP_STATE", "PGCHROMA_CACHE", "PGCHROMA_TOKEN_FILE", "PGCHROMA_URL"}
+)
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _SECRET_IN_URL = re.compile(r"(?<=:)[^:/@]*(?=@)|(?<=password=)\S+")
 
