@@ -98,6 +98,10 @@ class TestNoticing:
             ("UPDATE pgchroma.collections SET metadata = '{\"a\": 1}' WHERE name = 'first'", "catalog"),
             ("DELETE FROM pgchroma.collections WHERE name = 'empty'", "is missing"),
             ("INSERT INTO pgchroma.tenants VALUES ('another')", "list: 2 rows instead of 1"),
+            (
+                "INSERT INTO pgchroma.tokens (id, name, digest, tenant, scope) VALUES ('a', 'b', sha256('x'), 'c', 'read')",
+                "list: 1 rows instead of 0",
+            ),
             ("DROP TABLE pgchroma_data.v1", "the table is missing"),
         ],
     )

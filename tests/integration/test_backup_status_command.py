@@ -10,7 +10,8 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pgchroma.store import backups
+from pgchroma.backup import record
+from pgchroma.store import Store, backups, gauges
 from support.command import Outcome, pgchroma
 
 RECORDED = Path(__file__).parents[1] / "fixtures/pgbackrest/info.json"
@@ -151,3 +152,18 @@ async def test_waiting_wal_files_are_counted(database_url: str) -> None:
         await connection.execute("RESET ROLE")
         await connection.execute("DROP ROLE keep_nobody")
     assert seen.ready_files is None
+
+
+@pytest.mark.anyio
+async def test_the_server_shows_what_the_database_knows(database_url: str, tmp_path: Path) -> None:
+    async with await Store.open(database_url) as store:
+        async with store.transaction() as connection:
+            before = {item.name for item in await gauges.safety(connection)}
+        assert before == {"pgchroma_database_wal_archiving", "pgchroma_database_wal_archive_failing"}
+        assert drill(database_url, tmp_path, "failed").code == 0
+        await record.record_digests(database_url, tmp_path)
+        async with store.transaction() as connection:
+            found = {item.name: item.samples[0][1] for item in await gauges.safety(connection)}
+    assert found["pgchroma_database_restore_drill_success"] == 0
+    assert found["pgchroma_database_restore_drill_duration_seconds"] == 12.5
+    assert found["pgchroma_database_backup_digests_timestamp_seconds"] > 1_700_000_000

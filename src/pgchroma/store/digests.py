@@ -38,11 +38,22 @@ _COLUMNS: Final = (
 _SUM: LiteralString = (
     "coalesce(sum(hash_record_extended(ROW(int8send(hash_record_extended(ROW({columns}), 0))), 0)), 0)"
 )
-_NAMESPACES = sql.SQL(
-    "SELECT 'tenant', count(*), {} FROM pgchroma.tenants UNION ALL SELECT 'database', count(*), {} FROM pgchroma.databases"
-).format(
-    sql.SQL(_SUM).format(columns=sql.Identifier("name")),
-    sql.SQL(_SUM).format(columns=sql.SQL("id, tenant, name")),
+_LISTS: dict[str, tuple[LiteralString, LiteralString]] = {
+    "tenant": ("tenants", "name, 0"),
+    "database": ("databases", "id, tenant, name"),
+    # Not last_used_at, which a server writes when it comes to it.
+    "token": (
+        "tokens",
+        "id, name, digest, tenant, databases::text, scope, created_at, expires_at, revoked_at",
+    ),
+}
+_NAMESPACES = sql.SQL(" UNION ALL ").join(
+    sql.SQL("SELECT {}, count(*), {} FROM {}").format(
+        sql.Literal(kind),
+        sql.SQL(_SUM).format(columns=sql.SQL(columns)),
+        sql.Identifier("pgchroma", table),
+    )
+    for kind, (table, columns) in _LISTS.items()
 )
 
 
@@ -76,7 +87,7 @@ class Digests:
 
     Attributes:
         postgresql: major version, without which digests cannot be compared.
-        namespaces: digests of the lists of tenants and of databases.
+        namespaces: digests of the lists of tenants, databases and tokens.
         max_seq: last number of the sequence that orders records.
     """
 
@@ -184,7 +195,7 @@ async def _collection(connection: AsyncConnection[Any], row: tuple[Any, ...]) ->
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How one collection, or the list of tenants or databases, differs from what was recorded."""
+    """How one collection, or the list of tenants, databases or tokens, differs from what was recorded."""
 
     path: str
     detail: str

@@ -6,6 +6,7 @@ Whoever has further figures adds a function to SOURCES; `/metrics` shows what th
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pgchroma.store import backups
 from pgchroma.store.connection import Connection
 from pgchroma.store.indexer import LEADER_LOCK
 
@@ -106,7 +107,45 @@ async def tokens(connection: Connection) -> list[Gauge]:
     ]
 
 
-SOURCES: list[Callable[[Connection], Awaitable[list[Gauge]]]] = [indexes, tokens]
+async def safety(connection: Connection) -> list[Gauge]:
+    """Return what the database itself knows of archiving, recorded restore points and restore drills; what it does not is left out."""
+    seen = await backups.archiver(connection)
+    found = [
+        single("pgchroma_database_wal_archiving", "1 if archive_mode is on.", float(seen.archiving)),
+        single("pgchroma_database_wal_archive_failing", "1 if the last attempt failed.", float(seen.failing)),
+    ]
+    if seen.last_archived_seconds is not None:
+        text = "How long ago a WAL file was last archived."
+        found.append(
+            single("pgchroma_database_wal_last_archived_age_seconds", text, seen.last_archived_seconds)
+        )
+    for point in await backups.newest_points(connection):
+        text = "When the digests of all collections were last recorded at a restore point."
+        found.append(
+            single("pgchroma_database_backup_digests_timestamp_seconds", text, point.created_at.timestamp())
+        )
+    for drill in await backups.newest_drills(connection):
+        found += [
+            single(
+                "pgchroma_database_restore_drill_timestamp_seconds",
+                "When the last restore drill began.",
+                drill.started_at.timestamp(),
+            ),
+            single(
+                "pgchroma_database_restore_drill_duration_seconds",
+                "From its beginning to an answering, checked copy.",
+                drill.duration_seconds,
+            ),
+            single(
+                "pgchroma_database_restore_drill_success",
+                "1 if the last restore drill held.",
+                float(drill.result == "ok"),
+            ),
+        ]
+    return found
+
+
+SOURCES: list[Callable[[Connection], Awaitable[list[Gauge]]]] = [indexes, tokens, safety]
 
 
 async def read(connection: Connection) -> list[Gauge]:
