@@ -65,5 +65,6 @@ molecule: venv ## Run the Molecule scenarios on test machines: make molecule SCE
 docs: venv ## Write the generated parts of the documentation anew
 	$(BIN)/python scripts/generate-role-docs
 	$(BIN)/python scripts/generate-cli-docs
+	$(BIN)/python scripts/generate-compatibility-docs
 
 include make/*.mk

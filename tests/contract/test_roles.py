@@ -120,7 +120,9 @@ def test_playbooks_open_with_their_runbook_header(path: Path) -> None:
         assert word in header, f"{path.name} does not say its {word}"
 
 
-@pytest.mark.parametrize("generator", ["generate-role-docs", "generate-cli-docs"])
+@pytest.mark.parametrize(
+    "generator", ["generate-role-docs", "generate-cli-docs", "generate-compatibility-docs"]
+)
 def test_generated_reference_is_current(generator: str) -> None:
     result = subprocess.run(
         [sys.executable, ROOT / "scripts" / generator, "--check"], capture_output=True, text=True, check=False

@@ -251,6 +251,6 @@ def test_both_workers_answer_and_see_the_same(client: ClientAPI, server: ServerP
 def test_a_large_batch_takes_one_request(client: ClientAPI) -> None:
     assert client.get_max_batch_size() >= 100_000
     made = client.create_collection("large", embedding_function=None)
-    count = 20_000
+    count = client.get_max_batch_size()
     made.add(ids=[str(number) for number in range(count)], embeddings=np.ones((count, 8), dtype=np.float32))
     assert made.count() == count

@@ -28,7 +28,7 @@ class _LimitsType(click.ParamType):  # type: ignore[type-arg]
 
     name = "warning:critical"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Limits:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Limits:
         """Return the two limits."""
         if isinstance(value, Limits):
             return value

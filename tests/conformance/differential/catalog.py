@@ -315,6 +315,28 @@ COLLECTIONS = Scenario(
     ],
 )
 
+_LISTS = {"ids": ["a", "b"], "embeddings": [[1], [2]], "metadatas": [{"list": ["x", "y"]}, {"list": [1]}]}
+
+LISTS = Scenario(
+    "lists",
+    [
+        _post(
+            "{cs}",
+            {"name": "with-list", "metadata": {"tags": ["x"]}},
+            differs=because.LISTS,
+            ours=200,
+            only=("metadata",),
+        ),
+        _post("{cs}", {"name": "first"}, save="c", only=("name",)),
+        _post("{c}/add", _LISTS),
+        _post("{c}/get", {"include": ["metadatas"]}),
+        Step("DELETE", "{cs}/first"),
+        _post("{cs}", {"name": "other"}, save="c", only=("name",)),
+        _post("{c}/add", {"ids": ["new", "newer"], "embeddings": [[1], [2]], "metadatas": [{"k": 1}, None]}),
+        _post("{c}/get", {"include": ["metadatas"]}, differs=because.LEFT_OVER, ours=200),
+    ],
+)
+
 FOREIGN = Scenario(
     "foreign",
     [
@@ -345,4 +367,4 @@ FOREIGN = Scenario(
     ],
 )
 
-CATALOG = (SYSTEM, TENANTS, DATABASES, COLLECTIONS, FOREIGN)
+CATALOG = (SYSTEM, TENANTS, DATABASES, COLLECTIONS, LISTS, FOREIGN)

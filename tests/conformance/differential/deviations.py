@@ -24,6 +24,14 @@ OBJECTS = Deviation(
     "A body is an object",
     "Upstream's deserialiser also takes a list of the members' values in the order of its source code, which no client sends and no documentation names.",
 )
+LISTS = Deviation(
+    "A collection's metadata may hold lists",
+    "As a record's may. Upstream panics on one and closes the connection.",
+)
+LEFT_OVER = Deviation(
+    "What was deleted stays deleted",
+    "Lists in the metadata of a deleted collection's records appear on new records of upstream's, even those of another tenant.",
+)
 RENAMING = Deviation(
     "A name that is taken is a 409 when renaming, too",
     "Upstream lets the UNIQUE violation of its SQLite through as a 500.",
