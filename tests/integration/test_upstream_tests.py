@@ -12,7 +12,18 @@ QUICK = (
 )
 
 
+# Written for chromadb's distributed server.
+BEYOND = ("api/test_count_api.py", "api/test_fork_count_api.py", "api/test_search_api.py")
+
+
 def test_chromadbs_own_tests_pass(server: ServerProcess) -> None:
     outcome = upstream.run(server.port, QUICK)
     assert outcome.failures == []
     assert outcome.counts["passed"] >= 20
+
+
+def test_what_chromadb_keeps_for_its_distributed_server_passes_too(server: ServerProcess) -> None:
+    outcome = upstream.run(server.port, BEYOND, beyond=True)
+    assert outcome.failures == []
+    assert outcome.counts["passed"] >= 24
+    assert outcome.counts["skipped"] == 0

@@ -28,10 +28,10 @@ def check_dimension(matrix: Float32Matrix | None, settings: ServerSettings) -> N
         raise _over("the dimension of the embeddings", matrix.shape[1], settings, "max_dimension")
 
 
-def check_results(wanted: int, settings: ServerSettings) -> None:
-    """Raise a 400 when a query asks for too many results."""
+def check_results(wanted: int, settings: ServerSettings, what: str = "n_results") -> None:
+    """Raise a 400 when a query or a search asks for too many results."""
     if wanted > settings.max_results:
-        raise _over("n_results", wanted, settings, "max_results")
+        raise _over(what, wanted, settings, "max_results")
 
 
 def clause(value: object, name: str, settings: ServerSettings) -> dict[str, Any] | None:

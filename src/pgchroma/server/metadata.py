@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pgchroma.server.http import HttpError, bad_request, unprocessable
+from pgchroma.server.http import HttpError, bad_request, unimplemented, unprocessable
 from pgchroma.server.payloads import MetadataJson
 from pgchroma.store import sparse
 from pgchroma.types import MetadataPatch
@@ -15,22 +15,34 @@ _PLAIN = (str, float, bool)
 
 
 def record_columns(
-    metadatas: Sequence[MetadataJson | None] | None, *, allow_null: bool
+    metadatas: Sequence[MetadataJson | None] | None, *, allow_null: bool, allow_sparse: bool = True
 ) -> list[MetadataPatch | None] | None:
     """Return the metadata column of a batch; with `allow_null` a value of None deletes its key.
 
     Raises:
-        HttpError: 422 for a value of no allowed type, 400 for a key that cannot be.
+        HttpError: 422 for a value of no allowed type, 400 for a key that cannot be, 501 for a sparse vector without `allow_sparse`.
         InvalidArgumentError: a sparse vector that cannot be.
     """
     if metadatas is None:
         return None
-    return [
+    columns: list[MetadataPatch | None] = [
         _checked(metadata, f"metadatas[{index}]", "metadatas", index, allow_null=allow_null)
         if metadata
         else None
         for index, metadata in enumerate(metadatas)
     ]
+    if not allow_sparse:
+        _refuse_sparse(columns)
+    return columns
+
+
+def _refuse_sparse(columns: Sequence[MetadataPatch | None]) -> None:
+    for key in (
+        key for column in columns if column for key, value in column.items() if isinstance(value, dict)
+    ):
+        raise unimplemented(
+            f"Unimplemented: Sparse vector is not supported for local chroma: {key} (PGCHROMA_SPARSE_VECTORS=false)"
+        )
 
 
 def of_collection(metadata: MetadataJson | None, member: str, *, allow_null: bool) -> MetadataPatch | None:

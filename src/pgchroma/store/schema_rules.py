@@ -20,7 +20,9 @@ def _refuse(reason: str) -> InvalidArgumentError:
 
 
 def _enabled(entry: Mapping[str, Any], kind: str, index: str) -> bool:
-    return bool(((entry.get(kind) or {}).get(index) or {}).get("enabled"))
+    indexes = entry.get(kind)
+    settings = indexes.get(index) if isinstance(indexes, Mapping) else None
+    return isinstance(settings, Mapping) and bool(settings.get("enabled"))
 
 
 def check(schema: Mapping[str, Any]) -> None:
@@ -55,6 +57,14 @@ def _check_shape(name: str, entry: object) -> None:
                 raise InvalidArgumentError(
                     f"Failed to reconcile schema: {name}.{kind}.{index} must be an object with 'enabled' and 'config'"
                 )
+
+
+def has_sparse_index(schema: Mapping[str, Any] | None) -> bool:
+    """Whether a schema, which need not be valid, asks for an index over sparse vectors."""
+    if not schema:
+        return False
+    entries = [schema.get("defaults") or {}, *(schema.get("keys") or {}).values()]
+    return any(_enabled(entry, "sparse_vector", "sparse_vector_index") for entry in entries)
 
 
 def _check_sparse(defaults: Mapping[str, Any], keys: Mapping[str, Any]) -> None:

@@ -1,5 +1,8 @@
 """What upstream's single node lacks: search, forks, the state of the index; and what is lacking here, too."""
 
+import numpy as np
+
+from pgchroma import ranking
 from pgchroma.server import limits, responses, searches
 from pgchroma.server.handlers import Context
 from pgchroma.server.handlers.collections import collection_id
@@ -18,7 +21,11 @@ async def search(context: Context, request: Request) -> Response:
     for each in wanted:
         limits.clause(each.where, "filter", context.settings)
         if each.limit is not None:
-            limits.check_results(each.limit, context.settings)
+            limits.check_results(each.limit, context.settings, "the limit of a search")
+        for knn in ranking.knns(each.rank) if each.rank else ():
+            limits.check_results(knn.limit, context.settings, "the limit of a $knn")
+            if not isinstance(knn.query, dict):
+                limits.check_dimension(knn.query[np.newaxis], context.settings)
     results = await context.store.search(collection, wanted)
     return json_response(responses.search_result(wanted, results))
 

@@ -6,6 +6,7 @@ from pgchroma.server import metadata, responses
 from pgchroma.server.handlers import Context
 from pgchroma.server.http import Request, Response, bad_request, json_response
 from pgchroma.server.payloads import CreateCollectionPayload, Decoder, ModifyCollectionPayload, to_dict
+from pgchroma.store.schema_rules import has_sparse_index
 
 _create: Decoder[CreateCollectionPayload] = Decoder(CreateCollectionPayload)
 _modify: Decoder[ModifyCollectionPayload] = Decoder(ModifyCollectionPayload)
@@ -22,7 +23,12 @@ def collection_id(request: Request) -> UUID:
 async def create(context: Context, request: Request) -> Response:
     """Create a collection, or with get_or_create return the one of that name unchanged."""
     payload = _create.decode(await request.body())
-    configuration = to_dict(payload.configuration)
+    configuration, schema = to_dict(payload.configuration), to_dict(payload.schema)
+    if not context.settings.sparse_vectors and has_sparse_index(schema):
+        raise bad_request(
+            "Failed to reconcile schema: Invalid schema input: Sparse vector indexing is not enabled in local "
+            "(PGCHROMA_SPARSE_VECTORS=false)"
+        )
     if configuration and configuration.get("spann") is not None:
         if configuration.get("hnsw") is not None:
             raise bad_request("Multiple vector index configurations provided")
@@ -35,7 +41,7 @@ async def create(context: Context, request: Request) -> Response:
         payload.name,
         metadata=metadata.of_collection(payload.metadata, "metadata", allow_null=False),
         configuration=configuration,
-        schema=to_dict(payload.schema),
+        schema=schema,
         get_or_create=payload.get_or_create,
     )
     return json_response(responses.collection(created))

@@ -90,7 +90,9 @@ def _batch(
         ids=payload.ids,
         embeddings=matrix,
         documents=payload.documents,
-        metadatas=metadata.record_columns(payload.metadatas, allow_null=allow_null),
+        metadatas=metadata.record_columns(
+            payload.metadatas, allow_null=allow_null, allow_sparse=context.settings.sparse_vectors
+        ),
         uris=payload.uris,
     )
 
