@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,21 +61,21 @@ def _settings(*_arguments: Any, **_options: Any) -> hypothesis.settings:
 
 
 def _lift_marks(conftest: Any) -> None:
-    """Let the test modules, which are imported later, skip nothing for want of the distributed server."""
+    """Let the test modules, which are imported later, leave nothing out for want of the distributed server."""
     conftest.is_spann_disabled_mode = False
 
-    def skip_nothing() -> pytest.MarkDecorator:
-        return pytest.mark.skipif(False, reason="this server does it")
+    def no_mark() -> Callable[[Any], Any]:
+        return lambda function: function
 
-    conftest.skip_if_not_cluster = skip_nothing
+    conftest.skip_if_not_cluster = no_mark
 
 
-def _do_not_sleep(items: list[pytest.Item]) -> None:
+def _do_not_wait(items: list[pytest.Item]) -> None:
     """Leave out the minutes in which the tests wait for a cache of the distributed server, which is none here."""
     for item in items:
         module = cast("pytest.Function", item).module
         if module.__name__.endswith("test_indexing_status"):
-            module.sleep = lambda _seconds: None
+            vars(module)["sleep"] = lambda _seconds: None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -102,7 +103,7 @@ def _asks_the_server(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     others = [item for item in items if not _asks_the_server(item)]
     items[:] = [item for item in items if _asks_the_server(item)]
-    _do_not_sleep(items)
+    _do_not_wait(items)
     config.hook.pytest_deselected(items=others)
 
 
