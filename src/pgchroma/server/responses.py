@@ -7,6 +7,7 @@ import numpy as np
 import orjson
 
 from pgchroma.ranking import Search
+from pgchroma.server import plain
 from pgchroma.store.search import SearchRows
 from pgchroma.types import Collection, Include, Rows
 
@@ -36,11 +37,11 @@ def get_result(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
     """Return the answer to a get; what was not asked for is null."""
     include = include_of(names)
     return {
-        "ids": rows.ids,
+        "ids": plain.texts(rows.ids),
         "embeddings": _floats(rows.embeddings) if include.embeddings else None,
-        "documents": rows.documents if include.documents else None,
-        "uris": rows.uris if include.uris else None,
-        "metadatas": _metadatas(rows.metadatas) if include.metadatas else None,
+        "documents": plain.texts(rows.documents) if include.documents else None,
+        "uris": plain.texts(rows.uris) if include.uris else None,
+        "metadatas": plain.objects(rows.metadatas) if include.metadatas else None,
         "include": names,
     }
 
@@ -53,7 +54,7 @@ def query_result(results: Sequence[Rows], names: Sequence[str]) -> dict[str, Any
         "embeddings": [_floats(rows.embeddings) for rows in results] if include.embeddings else None,
         "documents": [rows.documents or [] for rows in results] if include.documents else None,
         "uris": [rows.uris or [] for rows in results] if include.uris else None,
-        "metadatas": [_metadatas(rows.metadatas) for rows in results] if include.metadatas else None,
+        "metadatas": [plain.objects(rows.metadatas) for rows in results] if include.metadatas else None,
         "distances": [_floats(rows.distances) for rows in results] if include.distances else None,
         "include": names,
     }
@@ -78,7 +79,7 @@ def search_result(searches: Sequence[Search], results: Sequence[SearchRows]) -> 
 def _selected(column: Sequence[bytes | None] | None, select: Sequence[str]) -> object:
     """Return a column of metadata with the selected keys only; null when none is selected."""
     if "#metadata" in select:
-        return _metadatas(column)
+        return plain.objects(column)
     keys = [key for key in select if not key.startswith("#")]
     if not keys:
         return None
@@ -87,10 +88,6 @@ def _selected(column: Sequence[bytes | None] | None, select: Sequence[str]) -> o
         metadata = {} if text is None else orjson.loads(text)
         found.append({key: metadata[key] for key in keys if key in metadata} or None)
     return found
-
-
-def _metadatas(column: Sequence[bytes | None] | None) -> list[orjson.Fragment | None]:
-    return [None if text is None else orjson.Fragment(text) for text in column or ()]
 
 
 def _floats(array: np.ndarray[Any, np.dtype[np.float32]] | None) -> object:
