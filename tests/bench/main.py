@@ -191,6 +191,11 @@ TOPICS = ("ingest", "query", "filter", "contains", "and", "get", "export", "larg
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("build/bench/bench.json"), show_default=True
 )
+@click.option(
+    "--docs",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder whose BENCHMARKS.md gets the table.",
+)
 @click.option("--check", is_flag=True, help="Exit with 1 where a target is missed.")
 def main(
     data: Path | None,
@@ -200,6 +205,7 @@ def main(
     seconds: float,
     only: tuple[str, ...],
     out: Path,
+    docs: Path | None,
     check: bool,
 ) -> None:
     """Measure pgchroma against `chroma run`."""
@@ -221,9 +227,8 @@ def main(
             facts = report.machine(mine.database_url)
     finally:
         shutil.rmtree(folder)
-    missed = report.write(
-        out, measured, {**facts, "data": f"{found.name}, {found.fingerprint}", "rows": rows}
-    )
+    facts |= {"data": f"{found.name}, {found.fingerprint}", "rows": rows}
+    missed = report.write(out, measured, facts, docs)
     if check and missed:
         raise click.ClickException(f"targets missed: {', '.join(missed)}")
 

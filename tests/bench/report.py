@@ -152,11 +152,22 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def insert(page: Path, name: str, text: str) -> None:
+    """Put a text between the page's two marks of that name."""
+    begin, end = f"<!-- {name}: ", f"<!-- end of {name} -->"
+    head, mark, rest = page.read_text().partition(begin)
+    comment, _, _ = rest.partition("\n")
+    _, last, tail = rest.partition(end)
+    if not (mark and last):
+        raise click.ClickException(f"{page} has no place for this table: {begin}... --> and {end}")
+    page.write_text(f"{head}{begin}{comment}\n\n{text}\n{end}{tail}")
+
+
 HEADINGS = ("work", "pgchroma", "chroma run", "ratio", "recall@10", "wanted", "reached")
 
 
-def write(out: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> list[str]:
-    """Write the JSON file and a Markdown table beside it, show the table, and return the rows that missed their target."""
+def write(out: Path, rows: Sequence[Row], facts: Mapping[str, Any], docs: Path | None) -> list[str]:
+    """Write the JSON file and a Markdown table beside it and into the docs, show it, and return the rows that missed their target."""
     out.parent.mkdir(parents=True, exist_ok=True)
     found = [{**asdict(row), "ratio": row.ratio, "reached": row.reached()} for row in rows]
     out.write_text(json.dumps({"facts": dict(facts), "rows": found}, indent=1) + "\n")
@@ -164,6 +175,8 @@ def write(out: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> list[str]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     about = "; ".join(f"{key}: {value}" for key, value in facts.items())
     out.with_suffix(".md").write_text(f"{text}\n{about}\n")
+    if docs is not None:
+        insert(docs / "BENCHMARKS.md", "results", f"{text}\n{about}\n")
     table = Table(*HEADINGS, title="pgchroma against chroma run, medians")
     for row in rows:
         table.add_row(*cells(row))
