@@ -33,6 +33,8 @@ class Collection:
         schema: Chroma's schema JSON, defaults filled in.
         dimension: None until the first embedding was written, then fixed.
         table_number: names the collection's two tables, see store/tables.py; None until the first write.
+        sketch: bits per dimension of the sketches beside its records, see store/sketches.py; 0 for none.
+        unit_length: whether every embedding ever written had length 1; not kept up where the space is cosine.
     """
 
     id: UUID
@@ -46,6 +48,8 @@ class Collection:
     table_number: int | None
     version: int = 0
     log_position: int = 0
+    sketch: int = 0
+    unit_length: bool = True
 
     @property
     def path(self) -> str:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 import pytest
 
-from pgchroma.store import Store, StoreSettings, indexer, segments
+from pgchroma.store import Store, StoreSettings, builds, indexer, segments
 from pgchroma.store.connection import Connection
 from pgchroma.store.segments import Segment
 from pgchroma.types import (
@@ -188,7 +188,7 @@ async def test_a_short_tail_is_left_alone(store: Store, database_url: str) -> No
 
 async def test_what_is_too_long_for_an_index_is_searched_exactly(store: Store, database_url: str) -> None:
     wide, other = await make(store), await make(store)
-    embeddings = np.random.default_rng(0).standard_normal((MINIMUM, 2001)).astype(np.float32)
+    embeddings = np.random.default_rng(0).standard_normal((MINIMUM, 4001)).astype(np.float32)
     await fill(store, wide, embeddings)
     await fill(store, other, points(MINIMUM))
     await until_indexed(store, other)
@@ -268,7 +268,7 @@ async def test_what_a_crashed_build_left_is_removed(store: Store, database_url: 
     ):
         execute(database_url, statement)
     async with await Connection.connect(database_url, autocommit=True) as connection:
-        await indexer.remove_leftovers(connection)
+        await builds.remove_leftovers(connection)
     assert execute(database_url, "SELECT 1 FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw'") == []  # fmt: skip
     assert await segments_of(database_url, collection) == []
     assert sorted((await nearest(store, collection, [0] * DIMENSION, 300))[0]) == sorted(names)
@@ -358,26 +358,15 @@ async def test_a_collection_deleted_under_the_indexer_does_not_stop_it(
 
 @pytest.mark.parametrize(("parallel", "expected"), [(True, "2"), (False, "0")])
 async def test_parallel_builds_can_be_switched_off(database_url: str, parallel: bool, expected: str) -> None:
-    settings = StoreSettings(
-        index_minimum_rows=MINIMUM, indexer_interval_seconds=0.02, parallel_index_builds=parallel
-    )
-    seen = []
-
-    class Watched(indexer.Indexer):
-        async def look(self, connection: Connection) -> None:
+    settings = StoreSettings(index_minimum_rows=MINIMUM, parallel_index_builds=parallel)
+    async with await Store.open(database_url, settings) as store:
+        await fill(store, await make(store), points(MINIMUM))
+        async with await Connection.connect(database_url, autocommit=True) as connection:
+            mine = indexer.Indexer(database_url, settings)
+            await mine.look(connection)
+            await mine.look(connection)
             cursor = await connection.execute("SHOW max_parallel_maintenance_workers")
-            seen.append(await cursor.fetchone())
-
-    task = asyncio.create_task(Watched(database_url, settings).run())
-
-    async def looked() -> bool:
-        return bool(seen)
-
-    await eventually("the indexer to look", looked)
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-    assert seen[0] == (expected,)
+            assert await cursor.fetchone() == (expected,)
 
 
 async def test_rows_written_during_a_build_are_found(store: Store, database_url: str) -> None:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgchroma.errors import ConfigurationError, DatabaseNotReadyError, DatabaseUnreachableError
-from pgchroma.store import Store, StoreSettings, bootstrap, indexer, migrations
+from pgchroma.store import Store, StoreSettings, bootstrap, builds, migrations
 from pgchroma.store.connection import Connection, conninfo
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Filter, Record, RecordBatch
 from support.postgres import Databases
@@ -156,7 +156,7 @@ async def test_the_app_role_can_do_all_the_store_does(owned_url: str) -> None:
         with suppress(asyncio.CancelledError):
             await task
         async with await Connection.connect(as_role(owned_url, APP), autocommit=True) as connection:
-            await indexer.remove_leftovers(connection)
+            await builds.remove_leftovers(connection)
         await store.upsert(collection.id, RecordBatch(["1"], matrix([0, 0, 0])))
         assert (await nearest(store, collection, [0, 0, 0], 3))[1] == [1, 1, 1]
         assert await store.delete(collection.id, Filter(where={"k": 1}, limit=5)) == 5

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
-from pgchroma.store import bounds, names, sparse, tables, text
+from pgchroma.store import bounds, kinds, names, sketches, sparse, tables, text
 from pgchroma.store import configuration as configurations
 from pgchroma.store import metadata as codec
 from pgchroma.store.connection import Connection, Row
@@ -21,11 +21,11 @@ _DEFAULT_DATABASE_ID = UUID(int=0)
 _DROPPED_AT_ONCE = 100
 _CREATE_ATTEMPTS = 20
 
-_COLUMNS = (
+COLUMNS = (
     "c.id, c.name, d.tenant, d.name, c.metadata::text, c.metadata_exact, c.configuration::text, c.schema::text, "
-    "c.dimension, c.table_number, c.version"
+    "c.dimension, c.table_number, c.version, c.sketch, c.unit_length"
 )
-_FROM = "FROM pgchroma.collections c JOIN pgchroma.databases d ON d.id = c.database_id"
+FROM = "FROM pgchroma.collections c JOIN pgchroma.databases d ON d.id = c.database_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Database:
     tenant: str
 
 
-def _collection(row: Row) -> Collection:
+def collection_of(row: Row) -> Collection:
+    """Return the collection of a row that begins with `COLUMNS`."""
     return Collection(
         id=row[0],
         name=row[1],
@@ -49,6 +50,8 @@ def _collection(row: Row) -> Collection:
         dimension=row[8],
         table_number=row[9],
         version=row[10],
+        sketch=row[11],
+        unit_length=row[12],
     )
 
 
@@ -65,9 +68,7 @@ async def create_tenant(connection: Connection, name: str) -> None:
 
 async def get_tenant(connection: Connection, name: str) -> str:
     """Return the tenant's name, or raise NotFoundError."""
-    cursor = await connection.execute(
-        "SELECT name FROM pgchroma.tenants WHERE name = %s", [text.encode(name)]
-    )
+    cursor = await connection.execute("SELECT FROM pgchroma.tenants WHERE name = %s", [text.encode(name)])
     if await cursor.fetchone() is None:
         raise NotFoundError(f"Tenant [{name}] not found")
     return name
@@ -190,6 +191,7 @@ async def create_collection(
     names.require(name, "Validation error: name: ")
     if metadata is not None and not metadata:
         raise InvalidArgumentError("Validation error: metadata: Metadata cannot be empty")
+    kinds.check(metadata)
     if schema_is_settled:
         settled, full_schema = configurations.build(None, schema, None)
     else:
@@ -224,10 +226,10 @@ async def create_collection(
 async def _fetch(
     connection: Connection, condition: sql.SQL, parameters: Sequence[object]
 ) -> Collection | None:
-    query = sql.SQL("SELECT {} {} WHERE {}").format(sql.SQL(_COLUMNS), sql.SQL(_FROM), condition)
+    query = sql.SQL("SELECT {} {} WHERE {}").format(sql.SQL(COLUMNS), sql.SQL(FROM), condition)
     cursor = await connection.execute(query, parameters)
     row = await cursor.fetchone()
-    return _collection(row) if row else None
+    return collection_of(row) if row else None
 
 
 async def get_collection(connection: Connection, tenant: str, database: str, name: str) -> Collection:
@@ -245,11 +247,15 @@ async def get_collection(connection: Connection, tenant: str, database: str, nam
 async def get_collection_by_id(
     connection: Connection, collection_id: UUID, tenant: str | None = None, database: str | None = None
 ) -> Collection:
-    """Return a collection by id, in the given tenant and database if given, or raise NotFoundError.
-
-    One outside of the bounds of this task's work does not exist for it.
-    """
+    """Return a collection by id, in the given tenant and database if given, or raise NotFoundError."""
     found = await _fetch(connection, sql.SQL("c.id = %s"), [collection_id])
+    return require(found, collection_id, tenant, database)
+
+
+def require(
+    found: Collection | None, collection_id: UUID, tenant: str | None = None, database: str | None = None
+) -> Collection:
+    """Return what was found under an id, or raise NotFoundError; one outside the bounds of this task's work does not exist for it."""
     if (
         found is None
         or (tenant is not None and found.tenant != tenant)
@@ -269,7 +275,7 @@ async def list_collections(
     query = sql.SQL(
         "SELECT {} {} WHERE (%(tenant)s::text IS NULL OR d.tenant = %(tenant)s) "
         "AND (%(database)s::text IS NULL OR d.name = %(database)s) ORDER BY c.created_at, c.id LIMIT %(limit)s OFFSET %(offset)s"
-    ).format(sql.SQL(_COLUMNS), sql.SQL(_FROM))
+    ).format(sql.SQL(COLUMNS), sql.SQL(FROM))
     cursor = await connection.execute(
         query,
         {
@@ -279,7 +285,7 @@ async def list_collections(
             "offset": offset,
         },
     )
-    return [_collection(row) for row in await cursor.fetchall()]
+    return [collection_of(row) for row in await cursor.fetchall()]
 
 
 async def count_collections(connection: Connection, tenant: str, database: str) -> int:
@@ -306,6 +312,7 @@ async def modify_collection(
     if new_metadata is not None and not new_metadata:
         raise InvalidArgumentError("Validation error: new_metadata: Metadata cannot be empty")
     await get_collection_by_id(connection, collection_id)
+    kinds.check(new_metadata)
     cursor = await connection.execute(
         "SELECT schema::text FROM pgchroma.collections WHERE id = %s FOR UPDATE", [collection_id]
     )
@@ -358,9 +365,9 @@ async def reset(connection: Connection) -> None:
 async def fix_dimension(connection: Connection, collection: Collection, dimension: int) -> Collection:
     """Give a collection that has none its dimension and its tables; whoever comes second gets the first one's."""
     cursor = await connection.execute(
-        "UPDATE pgchroma.collections SET dimension = %s, table_number = nextval('pgchroma.table_numbers') "
+        "UPDATE pgchroma.collections SET dimension = %s, table_number = nextval('pgchroma.table_numbers'), sketch = %s "
         "WHERE id = %s AND dimension IS NULL RETURNING table_number",
-        [dimension, collection.id],
+        [dimension, sketches.levels(dimension), collection.id],
     )
     row = await cursor.fetchone()
     if row:

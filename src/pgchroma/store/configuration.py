@@ -333,7 +333,12 @@ def sparse_config(schema: Json, key: str) -> Json:
     return config
 
 
+def has_full_text(schema: Json) -> bool:
+    """Whether documents may be searched for substrings and patterns."""
+    return bool(schema["keys"][DOCUMENT_KEY]["string"]["fts_index"]["enabled"])
+
+
 def require_full_text(schema: Json) -> None:
     """Raise InvalidArgumentError when full-text search over documents is switched off."""
-    if not schema["keys"][DOCUMENT_KEY]["string"]["fts_index"]["enabled"]:
+    if not has_full_text(schema):
         raise InvalidArgumentError("Cannot filter using full-text search because FTS indexing is disabled")

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
+from uuid import UUID
 
 import numpy as np
 import psycopg
@@ -74,7 +76,10 @@ class Connection(AsyncConnection[Row]):
         super().__init__(pgconn, row_factory)
         # SQLSTATEs only: psycopg frees what a Diagnostic refers to as soon as its handler returns.
         self.warnings: list[str | None] = []
-        self.ef_search: int | None = None
+        # Settings that queries change, as they are now.
+        self.settings: dict[str, object] = {}
+        # What entries.py remembers.
+        self.entries: OrderedDict[UUID, Any] = OrderedDict()
         self.knows_vector = False
         self.add_notice_handler(self._remember)
 

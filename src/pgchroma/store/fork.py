@@ -45,9 +45,9 @@ async def _copy_tables(connection: Connection, source: Collection, new_id: UUID)
     assert old is not None  # noqa: S101 - the caller checked it
     assert dimension is not None  # noqa: S101 - likewise
     cursor = await connection.execute(
-        "UPDATE pgchroma.collections SET dimension = %s, table_number = nextval('pgchroma.table_numbers') "
+        "UPDATE pgchroma.collections SET dimension = %s, table_number = nextval('pgchroma.table_numbers'), sketch = %s "
         "WHERE id = %s RETURNING table_number",
-        [dimension, new_id],
+        [dimension, source.sketch, new_id],
     )
     row = await cursor.fetchone()
     assert row is not None  # noqa: S101 - it was inserted a moment ago
@@ -73,7 +73,7 @@ async def _copy_tables(connection: Connection, source: Collection, new_id: UUID)
     await operations.note(connection, new_id, row[0] if row else 0)
     # Later than the rows on purpose: a key that is in them must be in the schema, the other way round does no harm.
     await connection.execute(
-        "UPDATE pgchroma.collections AS made SET schema = source.schema FROM pgchroma.collections AS source "
+        "UPDATE pgchroma.collections AS made SET schema = source.schema, unit_length = source.unit_length FROM pgchroma.collections AS source "
         "WHERE made.id = %s AND source.id = %s",
         [new_id, source.id],
     )

@@ -1,39 +1,39 @@
-"""Builds vector indexes over the tail in the background and moves the watermark.
+"""Builds the indexes over what is new in the background and moves the watermarks.
 
 One leader among all workers and servers, by a session advisory lock on a connection of its own. A build is
-CREATE INDEX CONCURRENTLY over a range of vector numbers; when it is done the segment is recorded and queries use it. A new
+CREATE INDEX CONCURRENTLY over a range of numbers; when it is done the segment is recorded and queries use it. A new
 segment takes the smaller ones before it along, so that their number grows with the logarithm of the rows.
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import psycopg
 from psycopg import sql
 
 from pgchroma.errors import NotFoundError
-from pgchroma.store import catalog, operations, segments, tables, vectors
+from pgchroma.store import builds, catalog, configuration, kinds, operations, segments, tables
 from pgchroma.store.connection import Connection, StoreSettings
-from pgchroma.store.segments import Segment
+from pgchroma.store.kinds import Kind
+from pgchroma.store.segments import RecordSegment, Segment
 from pgchroma.types import Collection
 
 logger = logging.getLogger("pgchroma.indexer")
 
 LEADER_LOCK = 0x70676978
-_OPERATOR_CLASSES = {"l2": "vector_l2_ops", "cosine": "vector_cosine_ops", "ip": "vector_ip_ops"}
 # A tail that is still growing is left alone until it is this many times longer than the minimum.
 _PATIENCE = 5
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
-    collection_id: UUID
-    table_number: int
+class _Sight:
+    """What tells whether a collection has changed since it was last looked at: rows ever inserted, and its revision."""
+
+    inserted: int
+    revision: int
 
 
 class Indexer:
@@ -42,8 +42,13 @@ class Indexer:
     def __init__(self, conninfo: str, settings: StoreSettings) -> None:
         self._conninfo = conninfo
         self._settings = settings
-        # table number -> rows ever inserted, as of the last look
-        self._seen: dict[int, int] = {}
+        # table number -> as it was at the last look, and as it was when nothing was left to do
+        self._seen: dict[int, _Sight] = {}
+        self._settled: dict[int, _Sight] = {}
+        # table number -> a kind of index that its vectors turned out to be too large for
+        self._refused: dict[int, Kind] = {}
+        # How documents are indexed in this database.
+        self._method = "function"
 
     async def run(self) -> None:
         """Become the leader, index, and start over whenever the connection is lost."""
@@ -64,11 +69,11 @@ class Indexer:
             await asyncio.sleep(self._settings.indexer_interval_seconds)
         logger.info("this process is the indexer's leader")
         await connection.execute("SET statement_timeout = 0")
-        if not self._settings.parallel_index_builds:
-            await connection.execute("SET max_parallel_maintenance_workers = 0")
-        await remove_leftovers(connection)
+        await builds.remove_leftovers(connection)
+        self._method = await builds.document_method(connection)
         # PostgreSQL counts from 0 again after a crash.
         self._seen.clear()
+        self._settled.clear()
         while True:
             await self.look(connection)
             await operations.settle(connection, self._settings.index_minimum_rows)
@@ -80,124 +85,116 @@ class Indexer:
         return bool(row and row[0])
 
     async def look(self, connection: Connection) -> None:
-        """Index every collection whose tail is long enough and has stopped growing, or is very long."""
+        """Index every collection whose tail is long enough and has stopped growing, or is very long.
+
+        However many collections there are, one statement tells which have changed; only those are looked at more closely.
+        """
         cursor = await connection.execute(
-            "SELECT c.id, c.table_number, coalesce(s.n_tup_ins, 0) FROM pgchroma.collections c "
-            "LEFT JOIN pg_stat_user_tables s ON s.schemaname = 'pgchroma_data' AND s.relname = 'v' || c.table_number "
-            "WHERE c.table_number IS NOT NULL AND c.dimension <= %s",
-            [vectors.MAX_INDEXED_DIMENSION],
+            "SELECT c.id, c.table_number, coalesce(pg_stat_get_tuples_inserted(t.oid), 0), c.revision "
+            "FROM pgchroma.collections c LEFT JOIN pg_class t ON t.relnamespace = to_regnamespace('pgchroma_data') "
+            "AND t.relname = 'v' || c.table_number AND t.relkind = 'r' WHERE c.table_number IS NOT NULL"
         )
-        for collection_id, number, inserted in await cursor.fetchall():
-            before = self._seen.get(number)
-            if inserted != before:
-                self._seen[number] = inserted
-                growing = before is not None
-            elif inserted < self._settings.index_minimum_rows:
+        for collection_id, number, inserted, revision in await cursor.fetchall():
+            sight = _Sight(inserted, revision)
+            if self._settled.get(number) == sight:
                 continue
-            else:
-                growing = False
+            before = self._seen.get(number)
+            self._seen[number] = sight
+            growing = before is not None and before.inserted != inserted
             # Deleted meanwhile: nothing to do.
             with suppress(psycopg.errors.UndefinedTable, NotFoundError):
                 try:
-                    await self._advance(connection, _Candidate(collection_id, number), growing=growing)
+                    if await self._advance(connection, collection_id, growing=growing) and not growing:
+                        self._settled[number] = sight
                 except psycopg.errors.QueryCanceled:
                     # By someone who deletes the collection; should that fail, half an index is left.
-                    await remove_leftovers(connection)
+                    await builds.remove_leftovers(connection)
 
-    async def _advance(self, connection: Connection, candidate: _Candidate, *, growing: bool) -> None:
-        found = await segments.load(connection, candidate.collection_id)
-        watermark = segments.watermark(found)
-        cursor = await connection.execute(
-            sql.SQL("SELECT count(*), max(seq) FROM {} WHERE seq > %s").format(
-                tables.embeddings(candidate.table_number)
-            ),
-            [watermark],
-        )
-        row = await cursor.fetchone()
-        rows, high = (int(row[0]), row[1]) if row else (0, None)
+    async def _advance(self, connection: Connection, collection_id: UUID, *, growing: bool) -> bool:
+        """Build what one collection lacks; whether nothing is left to do."""
+        collection = await catalog.get_collection_by_id(connection, collection_id)
+        vectors, records = await segments.load_both(connection, collection_id)
+        number = collection.table_number
+        if number is None:
+            return False
         minimum = self._settings.index_minimum_rows
-        if high is None or rows < minimum or (growing and rows < _PATIENCE * minimum):
-            return
-        collection = await catalog.get_collection_by_id(connection, candidate.collection_id)
-        low = absorb(found, rows)
-        await build_segment(connection, collection, Segment(low, high, "", rows))
+        enough = _PATIENCE * minimum if growing else minimum
+        done = True
+        rows, high = await _tail(connection, tables.records(number), segments.watermark(records))
+        if high is not None and rows >= enough:
+            await self._use_cores(connection)
+            low = segments.absorb(records, rows)
+            await builds.build_records(connection, collection, RecordSegment(low, high, ""))
+            done = False
+        done = not await self._advance_vectors(connection, collection, vectors, enough) and done
+        # Last, because it takes longest and the fewest queries ask for it.
+        return not await self._advance_documents(connection, collection) and done
 
+    async def _advance_documents(self, connection: Connection, collection: Collection) -> bool:
+        """Index the documents of a segment that lacks it, or has it by another method; whether there was one."""
+        if not configuration.has_full_text(collection.schema):
+            return False
+        _, records = await segments.load_both(connection, collection.id)
+        for segment in records:
+            if segment.method != self._method:
+                await self._use_cores(connection)
+                await builds.build_documents(connection, collection, segment, self._method)
+                return True
+        return False
 
-def absorb(found: Sequence[Segment], rows: int) -> int:
-    """Return where a new segment of `rows` should begin: it takes along the newest ones, those no more than twice as large."""
-    low = found[-1].high if found else 0
-    for segment in reversed(found):
-        if segment.rows > 2 * rows:
-            break
-        low = segment.low
-        rows += segment.rows
-    return low
+    async def _advance_vectors(
+        self, connection: Connection, collection: Collection, found: list[Segment], enough: int
+    ) -> bool:
+        """Bring a collection's vector indexes to the kind it asks for, and over its tail; whether there was anything to do."""
+        number = collection.table_number
+        if number is None:
+            return False
+        kind = self._possible(collection)
+        if kind is None:
+            if found:
+                await builds.drop_segments(connection, collection)
+            return bool(found)
+        others = [part for part in found if Kind(part.kind, part.quantisation, part.options) != kind]
+        rows, high = await _tail(connection, tables.embeddings(number), segments.watermark(found))
+        if high is not None and rows >= enough:
+            segment = Segment(segments.absorb(found, rows), high, "")
+        elif others:
+            segment = Segment(others[0].low, segments.watermark(found), "")
+        else:
+            return False
+        await self._use_cores(connection)
+        try:
+            await builds.build_segment(connection, collection, kind, segment)
+        except psycopg.errors.NumericValueOutOfRange as error:
+            logger.warning("%s cannot have an index of %s: %s", collection.path, kind.quantisation, error)
+            self._refused[number] = kind
+            await builds.remove_leftovers(connection)
+        return True
 
+    def _possible(self, collection: Collection) -> Kind | None:
+        kind = kinds.wanted(collection)
+        if kind is None or self._refused.get(collection.table_number or 0) != kind:
+            return kind
+        longest = kinds.LONGEST["none"]
+        return replace(kind, quantisation="none") if (collection.dimension or 0) <= longest else None
 
-async def build_segment(connection: Connection, collection: Collection, segment: Segment) -> None:
-    """Build the index of one segment, record it in the place of all that begin no earlier, then drop theirs."""
-    number = collection.table_number
-    if number is None:
-        return
-    name = f"v{number}_hnsw_{segment.low}_{segment.high}"
-    hnsw = collection.configuration["hnsw"]
-    m = min(max(int(hnsw["max_neighbors"]), 2), 100)
-    statement = sql.SQL(
-        "CREATE INDEX CONCURRENTLY {} ON {} USING hnsw (embedding {}) WITH (m = {}, ef_construction = {}) "
-        "WHERE seq > {} AND seq <= {}"
-    ).format(
-        sql.Identifier(name),
-        tables.embeddings(number),
-        sql.SQL(_OPERATOR_CLASSES[collection.space]),
-        sql.Literal(m),
-        sql.Literal(min(max(int(hnsw["ef_construction"]), 2 * m, 4), 1_000)),
-        sql.Literal(segment.low),
-        sql.Literal(segment.high),
-    )
-    started = time.monotonic()
-    logger.info("building index %s over %d new rows of %s", name, segment.rows, collection.path)
-    await connection.execute(statement)
-    seconds = time.monotonic() - started
-    # Without fresh statistics the planner reads the whole table to find a tail that is empty by now.
-    for table in (tables.embeddings(number), tables.records(number)):
-        await connection.execute(sql.SQL("ANALYZE {}").format(table))
-    cursor = await connection.execute(
-        sql.SQL("SELECT count(*) FROM {} WHERE seq > %s AND seq <= %s").format(tables.embeddings(number)),
-        [segment.low, segment.high],
-    )
-    row = await cursor.fetchone()
-    async with connection.transaction():
-        cursor = await connection.execute(
-            "DELETE FROM pgchroma.index_segments WHERE collection_id = %s AND low_seq >= %s RETURNING index_name",
-            [collection.id, segment.low],
-        )
-        replaced = [name for (name,) in await cursor.fetchall()]
+    async def _use_cores(self, connection: Connection) -> None:
+        """Let a build use several cores where nobody else is at work, and one where somebody is."""
+        alone = False
+        if self._settings.parallel_index_builds:
+            cursor = await connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend' "
+                "AND pid <> pg_backend_pid()"
+            )
+            row = await cursor.fetchone()
+            alone = bool(row and not row[0])
         await connection.execute(
-            "INSERT INTO pgchroma.index_segments (collection_id, low_seq, high_seq, index_name, row_count, build_seconds) "
-            "SELECT id, %s, %s, %s, %s, %s FROM pgchroma.collections WHERE id = %s",
-            [segment.low, segment.high, name, row[0] if row else 0, seconds, collection.id],
+            "RESET max_parallel_maintenance_workers" if alone else "SET max_parallel_maintenance_workers = 0"
         )
-    for old in replaced:
-        await _drop_index(connection, old)
-    logger.info(
-        "index %s built in %.1f s; the watermark of %s is %d", name, seconds, collection.path, segment.high
-    )
 
 
-async def remove_leftovers(connection: Connection) -> None:
-    """Drop vector indexes that no segment knows: what a crashed build or a crashed clean-up left behind."""
-    cursor = await connection.execute(
-        "SELECT c.relname FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_am a ON a.oid = c.relam "
-        "WHERE c.relnamespace = to_regnamespace('pgchroma_data') AND a.amname IN ('hnsw', 'ivfflat') "
-        "AND (NOT i.indisvalid OR NOT EXISTS (SELECT FROM pgchroma.index_segments s WHERE s.index_name = c.relname))"
-    )
-    for (name,) in await cursor.fetchall():
-        logger.info("dropping index %s, which no segment uses", name)
-        await connection.execute("DELETE FROM pgchroma.index_segments WHERE index_name = %s", [name])
-        await _drop_index(connection, name)
-
-
-async def _drop_index(connection: Connection, name: str) -> None:
-    await connection.execute(
-        sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(tables.SCHEMA, name))
-    )
+async def _tail(connection: Connection, table: sql.Identifier, watermark: int) -> tuple[int, int | None]:
+    """Return how many rows lie above a watermark and the highest number among them."""
+    query = sql.SQL("SELECT count(*), max(seq) FROM {} WHERE seq > %s").format(table)
+    row = await (await connection.execute(query, [watermark])).fetchone()
+    return (int(row[0]), row[1]) if row else (0, None)

@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg import sql
 
 from pgchroma.errors import NotFoundError
-from pgchroma.store import catalog, segments, tables, vectors
+from pgchroma.store import catalog, kinds, segments, tables
 from pgchroma.store.connection import Connection
 from pgchroma.types import Collection
 
@@ -96,8 +96,7 @@ async def _has_nothing_to_index(connection: Connection, collection_id: UUID, ind
         return False
     return (
         collection.table_number is None
-        or collection.dimension is None
-        or collection.dimension > vectors.MAX_INDEXED_DIMENSION
+        or kinds.wanted(collection) is None
         or await _tail_is_short(connection, collection, index_minimum_rows)
     )
 

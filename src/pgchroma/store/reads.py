@@ -2,33 +2,21 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 from uuid import UUID
 
 import numpy as np
 from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
-from pgchroma.store import catalog, metadata, segments, tables, text, vectors
+from pgchroma.store import catalog, entries, metadata, search_plan, segments, tables, text, vectors
 from pgchroma.store.connection import Connection, Row
-from pgchroma.store.segments import Segment
-from pgchroma.store.where import Compiler, has_pattern
+from pgchroma.store.entries import GUARD, Entry
+from pgchroma.store.segments import RecordSegment
+from pgchroma.store.where import Compiler, has_pattern, in_segments
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, Rows
 
-# pgvector's bounds of hnsw.ef_search; above it a query searches exactly.
-MAX_EF_SEARCH = 1_000
-
 Parameters = dict[str, Any]
-
-# pgvector computes in float32 and so has no distance between vectors that are as short as 1e-30, unless they are made longer
-# first. It has none to a zero vector, either; Chroma's is 1.
-_COSINE: LiteralString = "coalesce(nullif(embedding <=> %(q)s, 'NaN'), nullif(l2_normalize(embedding) <=> l2_normalize(%(q)s), 'NaN'), 1)"
-# space -> (operator an index serves, the distance as Chroma defines it)
-_OPERATORS: dict[str, tuple[LiteralString, LiteralString]] = {
-    "l2": ("<->", "vector_l2_squared_distance(embedding, %(q)s)"),
-    "cosine": ("<=>", _COSINE),
-    "ip": ("<#>", "1 + (embedding <#> %(q)s)"),
-}
 
 
 @contextlib.asynccontextmanager
@@ -43,19 +31,30 @@ async def one_snapshot(connection: Connection, selection: Filter) -> AsyncIterat
 
 
 async def condition(
-    connection: Connection, collection: Collection, selection: Filter
+    connection: Connection,
+    collection: Collection,
+    selection: Filter,
+    records: Sequence[RecordSegment] | None = None,
 ) -> tuple[sql.Composed, Parameters, Compiler]:
     """Return the SQL condition of a filter over `record`, its parameters, and the compiler that made it.
 
     Regular expressions are run here, over all documents, because PostgreSQL's differ; everything else is left to PostgreSQL.
     So that the caller's statement sees the same documents, it takes `one_snapshot` or asks the compiler about what it found.
+
+    Args:
+        records: the indexes that the condition may use; None to look them up.
     """
-    compiler = Compiler(collection.schema)
+    if records is None:
+        records = []
+        if selection.where is not None or selection.where_document is not None:
+            records = (await segments.load_both(connection, collection.id))[1]
+    number = collection.table_number
+    compiler = Compiler(collection.schema, None, records, number)
     parts = _compile(compiler, selection)
-    if compiler.patterns and collection.table_number is not None:
+    if compiler.patterns and number is not None:
         hits: dict[str, set[int]] = {pattern: set() for pattern in compiler.patterns}
         query = sql.SQL("SELECT seq, document FROM {} WHERE document IS NOT NULL").format(
-            tables.records(collection.table_number)
+            tables.records(number)
         )
         async with connection.cursor(binary=True) as cursor:
             async for seq, document in cursor.stream(query, size=500):
@@ -63,9 +62,13 @@ async def condition(
                 for pattern, regex in compiler.patterns.items():
                     if regex.matches(decoded):
                         hits[pattern].add(seq)
-        compiler = Compiler(collection.schema, hits)
+        compiler = Compiler(collection.schema, hits, records, number)
         parts = _compile(compiler, selection)
-    return *_with_ids(parts, compiler.parameters, selection), compiler
+    chosen, parameters = _with_ids(parts, compiler.parameters, selection)
+    # Ids, or an index over documents, find the few records there are faster than an index over metadata.
+    if compiler.asks_metadata and records and not compiler.asks_documents and selection.ids is None:
+        chosen = in_segments(chosen, records)
+    return chosen, parameters, compiler
 
 
 def _compile(compiler: Compiler, selection: Filter) -> list[sql.Composed]:
@@ -88,14 +91,16 @@ def _with_ids(
 
 async def count(connection: Connection, collection_id: UUID) -> int:
     """Return how many records a collection has."""
-    collection = await catalog.get_collection_by_id(connection, collection_id)
-    if collection.table_number is None:
-        return 0
-    cursor = await connection.execute(
-        sql.SQL("SELECT count(*) FROM {}").format(tables.records(collection.table_number))
-    )
-    row = await cursor.fetchone()
-    return int(row[0]) if row else 0
+
+    async def work(entry: Entry) -> list[int]:
+        number = entry.collection.table_number
+        if number is None:
+            return []
+        query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(tables.records(number), sql.SQL(GUARD))
+        row = await (await connection.execute(query, entry.parameters)).fetchone()
+        return [int(row[0])] if row and row[0] else []
+
+    return sum(await entries.reading(connection, collection_id, work, lambda counted: not counted))
 
 
 def _columns(include: Include) -> sql.Composed:
@@ -111,7 +116,7 @@ def _columns(include: Include) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.SQL, names))
 
 
-def _rows(fetched: Sequence[Row], include: Include, dimension: int) -> Rows:
+def _rows(fetched: Sequence[Row], include: Include) -> Rows:
     """Return the columns of `_columns(include)`; a distance, where there is one, comes after them."""
     columns = iter(list(zip(*fetched, strict=True)) if fetched else [])
 
@@ -132,39 +137,61 @@ def _rows(fetched: Sequence[Row], include: Include, dimension: int) -> Rows:
     if include.uris:
         rows.uris = texts(column())
     if include.embeddings:
-        rows.embeddings = vectors.from_binary(column(), dimension)
+        rows.embeddings = vectors.from_binary(column())
     if include.distances:
         rows.distances = np.array(column(), dtype=np.float32)
     return rows
 
 
-async def _fetch(connection: Connection, query: sql.Composed, parameters: Parameters) -> list[Row]:
+async def fetch(
+    connection: Connection, query: sql.Composed | str, parameters: Parameters, *, prepare: bool | None = None
+) -> list[Row]:
+    """Run a query and return its rows, read in PostgreSQL's binary formats."""
     async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(query, parameters)
+        await cursor.execute(query, parameters, prepare=prepare)
         return await cursor.fetchall()
+
+
+def _depends_on_values(selection: Filter) -> bool:
+    """Whether the best plan of a statement is another for other values, so that none should be kept."""
+    return selection.where is not None or selection.where_document is not None
 
 
 async def get(connection: Connection, collection_id: UUID, selection: Filter, include: Include) -> Rows:
     """Return the selected records in insertion order."""
     include = Include(include.documents, include.metadatas, include.embeddings, include.uris)
-    collection = await catalog.get_collection_by_id(connection, collection_id)
-    async with one_snapshot(connection, selection):
-        chosen, parameters, _ = await condition(connection, collection, selection)
-        if collection.table_number is None or collection.dimension is None:
-            return _rows([], include, 1)
-        query = sql.SQL(
-            "SELECT {} FROM {} AS record {} WHERE {} ORDER BY record.seq LIMIT {} OFFSET {}"
-        ).format(
-            _columns(include),
-            tables.records(collection.table_number),
-            _join(collection.table_number) if include.embeddings else sql.SQL(""),
-            chosen,
-            sql.Placeholder("limit"),
-            sql.Placeholder("offset"),
-        )
-        parameters |= {"limit": selection.limit, "offset": selection.offset}
-        fetched = await _fetch(connection, query, parameters)
-    return _rows(fetched, include, collection.dimension)
+
+    async def work(entry: Entry) -> list[Row]:
+        async with one_snapshot(connection, selection):
+            chosen, parameters, _ = await condition(connection, entry.collection, selection, entry.records)
+            number = entry.collection.table_number
+            if number is None:
+                return []
+            # Texts of statements are dear to make, and this one is the same for all who give nothing but ids.
+            repeated = not _depends_on_values(selection)
+            key = ("get", include, selection.ids is None)
+            query = entry.statements.get(key) if repeated else None
+            if query is None:
+                query = (
+                    sql.SQL(
+                        "SELECT {} FROM {} AS record {} WHERE {} AND {} ORDER BY record.seq LIMIT %(limit)s OFFSET %(offset)s"
+                    )
+                    .format(
+                        _columns(include),
+                        tables.records(number),
+                        _join(number) if include.embeddings else sql.SQL(""),
+                        chosen,
+                        sql.SQL(GUARD),
+                    )
+                    .as_string(connection)
+                )
+                if repeated:
+                    entry.statements[key] = query
+            parameters |= {"limit": selection.limit, "offset": selection.offset, **entry.parameters}
+            return await fetch(connection, query, parameters, prepare=None if repeated else False)
+
+    fetched = await entries.reading(connection, collection_id, work, lambda rows: not rows)
+    return _rows(fetched, include)
 
 
 def _join(number: int) -> sql.Composed:
@@ -186,39 +213,36 @@ async def query(
         InvalidDimensionError: the queries' dimension is not the collection's.
         NotFoundError: the collection does not exist.
     """
-    collection = await catalog.get_collection_by_id(connection, collection_id)
-    async with one_snapshot(connection, selection):
-        chosen, parameters, _ = await condition(connection, collection, selection)
-        number, dimension = collection.table_number, collection.dimension
-        if number is None or dimension is None:
-            return [_rows([], include, 1) for _ in embeddings]
-        if embeddings.shape[1] != dimension:
-            raise InvalidDimensionError(
-                f"Collection expecting embedding with dimension of {dimension}, got {embeddings.shape[1]}"
+
+    async def work(entry: Entry) -> list[Rows]:
+        async with one_snapshot(connection, selection):
+            collection = entry.collection
+            filtered = selection != Filter()
+            chosen, parameters, _ = await condition(connection, collection, selection, entry.records)
+            number, dimension = collection.table_number, collection.dimension
+            if number is None or dimension is None:
+                return [_rows([], include) for _ in embeddings]
+            if embeddings.shape[1] != dimension:
+                raise InvalidDimensionError(
+                    f"Collection expecting embedding with dimension of {dimension}, got {embeddings.shape[1]}"
+                )
+            wanted = search_plan.Wanted(
+                _columns(include), _join(number) if include.embeddings else None, include
             )
-        filtered = selection != Filter()
-        indexed = [] if filtered else await segments.load(connection, collection_id)
-        if indexed:
-            await _set_ef_search(connection, collection, n_results)
-        answers = []
-        for embedding in embeddings:
-            # Every record is equally far from a zero vector: no index can help, and none may be asked.
-            exact = n_results > MAX_EF_SEARCH or (collection.space == "cosine" and not embedding.any())
-            nearest = (
-                _exact(collection, chosen) if filtered else _nearest(collection, [] if exact else indexed)
-            )
-            statement = sql.SQL(
-                "SELECT {columns}{distance} FROM ({nearest}) AS near JOIN {records} AS record ON record.seq = near.record_seq "
-                "{join} ORDER BY near.distance, record.seq"
-            ).format(
-                columns=_columns(include),
-                distance=sql.SQL(", near.distance" if include.distances else ""),
-                nearest=nearest,
-                records=tables.records(number),
-                join=_join(number) if include.embeddings else sql.SQL(""),
-            )
-            fetched = await _fetch(connection, statement, {**parameters, "q": embedding, "k": n_results})
-            answers.append(_rows(fetched, include, dimension))
+            answers = []
+            for embedding in embeddings:
+                if filtered:
+                    fetched = await search_plan.filtered(
+                        connection, entry, embedding, n_results, chosen, parameters, wanted
+                    )
+                else:
+                    fetched = await search_plan.unfiltered(connection, entry, embedding, n_results, wanted)
+                answers.append(_rows(fetched, include))
+            return answers
+
+    answers = await entries.reading(
+        connection, collection_id, work, lambda found: not all(rows.ids for rows in found)
+    )
     if answers and n_results and not answers[0].ids and selection.ids and selection == Filter(selection.ids):
         # Chroma refuses a query by any unknown id, with a 500. One among others is left out here; but a caller whose ids are all
         # wrong is told so, as Chroma's clients expect, rather than given an empty answer.
@@ -226,50 +250,6 @@ async def query(
             "Error finding id: the collection has none of the ids that the query names"
         )
     return answers
-
-
-def _exact(collection: Collection, chosen: sql.Composed) -> sql.Composed:
-    """Return the k nearest of the records that a condition selects, found by comparing with every one of them."""
-    number = cast("int", collection.table_number)
-    return sql.SQL(
-        "SELECT vector.record_seq, {} AS distance FROM {} AS record {} WHERE {} ORDER BY distance, vector.record_seq LIMIT %(k)s"
-    ).format(sql.SQL(_OPERATORS[collection.space][1]), tables.records(number), _join(number), chosen)
-
-
-def _nearest(collection: Collection, indexed: list[Segment]) -> sql.Composed:
-    """Return the k nearest over all vectors: the best of each segment's index and of the tail."""
-    table = tables.embeddings(cast("int", collection.table_number))
-    operator, distance = (sql.SQL(part) for part in _OPERATORS[collection.space])
-    watermark = segments.watermark(indexed)
-    branches = [
-        # The bounds are literals on purpose: only so does the planner see that the partial index applies.
-        sql.SQL(
-            "(SELECT record_seq, {} AS distance FROM {} WHERE seq > {} AND seq <= {} "
-            "ORDER BY embedding {} %(q)s LIMIT %(k)s)"
-        ).format(distance, table, sql.Literal(segment.low), sql.Literal(segment.high), operator)
-        for segment in indexed
-    ]
-    if indexed and collection.space == "cosine":
-        branches.append(
-            sql.SQL(
-                "(SELECT record_seq, 1 FROM {} WHERE vector_norm(embedding) = 0 AND seq <= {} ORDER BY seq LIMIT %(k)s)"
-            ).format(table, sql.Literal(watermark))
-        )
-    branches.append(
-        sql.SQL(
-            "(SELECT record_seq, {} AS distance FROM {} WHERE seq > {} ORDER BY distance, record_seq LIMIT %(k)s)"
-        ).format(distance, table, sql.Literal(watermark))
-    )
-    return sql.SQL(
-        "SELECT record_seq, min(distance) AS distance FROM ({}) AS branch GROUP BY record_seq ORDER BY distance, record_seq LIMIT %(k)s"
-    ).format(sql.SQL(" UNION ALL ").join(branches))
-
-
-async def _set_ef_search(connection: Connection, collection: Collection, n_results: int) -> None:
-    wanted = min(max(int(collection.configuration["hnsw"]["ef_search"]), n_results, 1), MAX_EF_SEARCH)
-    if connection.ef_search != wanted:
-        await connection.execute(sql.SQL("SET hnsw.ef_search = {}").format(sql.Literal(wanted)))
-        connection.ef_search = wanted
 
 
 async def iter_records(
@@ -288,7 +268,7 @@ async def iter_records(
         "SELECT {}, record.seq FROM {} AS record {} WHERE record.seq > %(after)s ORDER BY record.seq LIMIT %(page)s"
     ).format(_columns(include), tables.records(collection.table_number), _join(collection.table_number))
     while True:
-        fetched = await _fetch(connection, query, {"after": after_seq, "page": page})
+        fetched = await fetch(connection, query, {"after": after_seq, "page": page})
         if not fetched:
             return
         records = [

@@ -47,7 +47,7 @@ async def search(connection: Connection, collection_id: UUID, searches: Sequence
             return [await _one(connection, collection, entry) for entry in searches]
     except BaseException:
         # Whatever was SET in the transaction has been taken back with it.
-        connection.ef_search = None
+        connection.settings.clear()
         raise
 
 

@@ -7,7 +7,7 @@ changes it writes a new vector with a new, higher number, which puts it into the
 
 from psycopg import sql
 
-from pgchroma.store import vectors
+from pgchroma.store import sketches, vectors
 
 SCHEMA = "pgchroma_data"
 # The application_name by which the indexer's session is known.
@@ -29,8 +29,13 @@ def create(number: int, dimension: int, space: str) -> list[sql.Composed]:
     statements = [
         sql.SQL(
             'CREATE TABLE {} (seq bigint PRIMARY KEY, vseq bigint NOT NULL, id text COLLATE "C" NOT NULL, id_full text, '
-            "document text, metadata jsonb, metadata_exact text, uri text)"
-        ).format(records(number)),
+            "document text, metadata jsonb, metadata_exact text, uri text{})"
+        ).format(
+            records(number),
+            sql.SQL(", sketch {}").format(sketches.column(dimension))
+            if sketches.levels(dimension)
+            else sql.SQL(""),
+        ),
         sql.SQL("CREATE UNIQUE INDEX {} ON {} (id)").format(sql.Identifier(f"r{number}_id"), records(number)),
         sql.SQL(
             "CREATE TABLE {} (seq bigint PRIMARY KEY, record_seq bigint NOT NULL, embedding vector({}) NOT NULL)"
@@ -39,6 +44,11 @@ def create(number: int, dimension: int, space: str) -> list[sql.Composed]:
     if dimension <= vectors.MAX_INLINE_DIMENSION:
         statements.append(
             sql.SQL("ALTER TABLE {} ALTER COLUMN embedding SET STORAGE PLAIN").format(embeddings(number))
+        )
+    if sketches.levels(dimension):
+        # Noise, which compression would only try in vain.
+        statements.append(
+            sql.SQL("ALTER TABLE {} ALTER COLUMN sketch SET STORAGE PLAIN").format(records(number))
         )
     if space == "cosine":
         # pgvector's cosine indexes leave zero vectors out; this one finds them.
@@ -54,8 +64,8 @@ def cancel_builds(number: int) -> sql.Composed:
     """Return the statement that interrupts the indexer where it builds an index of these tables."""
     return sql.SQL(
         "SELECT pg_cancel_backend(pid) FROM pg_stat_progress_create_index JOIN pg_stat_activity USING (pid) "
-        "WHERE relid = to_regclass({}) AND usename = current_user AND application_name = {}"
-    ).format(sql.Literal(f"{SCHEMA}.v{number}"), sql.Literal(INDEXER))
+        "WHERE relid IN (to_regclass({}), to_regclass({})) AND usename = current_user AND application_name = {}"
+    ).format(sql.Literal(f"{SCHEMA}.v{number}"), sql.Literal(f"{SCHEMA}.r{number}"), sql.Literal(INDEXER))
 
 
 def drop(number: int) -> sql.Composed:

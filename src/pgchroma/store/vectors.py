@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 from pgchroma.types import Float32Matrix
 
 MAX_DIMENSION = 16_000
-# pgvector's limit for an index over the vector type.
-MAX_INDEXED_DIMENSION = 2_000
 # A row with a longer vector does not fit an 8 KiB page and must go to TOAST.
 MAX_INLINE_DIMENSION = 1_900
 
@@ -48,7 +46,8 @@ def copy_buffer(vector_seqs: NDArray[np.int64], seqs: NDArray[np.int64], embeddi
     return COPY_HEADER + rows.tobytes() + COPY_TRAILER
 
 
-def from_binary(values: Sequence[bytes], dimension: int) -> Float32Matrix:
-    """Return shape (n, dimension) from n values of `vector_send()`."""
+def from_binary(values: Sequence[bytes]) -> Float32Matrix:
+    """Return shape (n, dimension) from n values of `vector_send()`; (0, 1) from none."""
     data = b"".join(value[4:] for value in values)
+    dimension = (len(values[0]) - 4) // 4 if values else 1
     return np.frombuffer(data, dtype=">f4").astype(np.float32).reshape(len(values), dimension)

@@ -5,19 +5,24 @@ The meaning is Chroma's: integers and floats compare by value, booleans and stri
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, LiteralString, cast
 
 import msgspec
 from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError
-from pgchroma.store import configuration, metadata, text
+from pgchroma.store import configuration, metadata, segments, tables, text
 from pgchroma.store.regex import Regex
+from pgchroma.store.segments import RecordSegment
 
 # What stands for a record's id in a clause.
 ID_KEY = "#id"
 MAX_DEPTH = 64
+# An index is asked once for each value of a list; a longer one is better looked through row by row.
+_LONGEST_INDEXED_LIST = 100
+# Beyond so many an index over runs of three characters only takes longer.
+_MOST_TRIGRAMS = 24
 # A statement may have 65,535 bound values; each condition takes up to three of them.
 MAX_CONDITIONS = 20_000
 
@@ -31,6 +36,8 @@ _ORDER: dict[str, LiteralString] = {
     "$lte": f"({_NUMBER} <= {{}}::jsonb)",
 }
 _OPERATORS = ("$eq", "$ne", "$in", "$nin", "$contains", "$not_contains", *_ORDER)
+# Characters in a run, as pg_trgm and pgchroma.trigrams() index them.
+_RUN = 3
 _DOCUMENT_OPERATORS = ("$contains", "$not_contains", "$regex", "$not_regex")
 
 
@@ -66,15 +73,28 @@ class Compiler:
     Args:
         schema: the collection's schema; filters on keys whose index is off are refused.
         regex_hits: for every pattern, the numbers of the records that match it; without it `patterns` tells which are needed.
+        records: the indexes over records that conditions may use.
+        number: names the collection's tables; needed with `records`.
 
     Attributes:
         parameters: the named parameters that the conditions refer to.
         patterns: the regular expressions met, which PostgreSQL is not asked to evaluate.
+        asks_metadata: whether a condition can be answered by an index over metadata; see `in_segments`.
+        asks_documents: whether one is answered by an index over documents.
     """
 
-    def __init__(self, schema: dict[str, Any], regex_hits: Mapping[str, set[int]] | None = None) -> None:
+    def __init__(
+        self,
+        schema: dict[str, Any],
+        regex_hits: Mapping[str, set[int]] | None = None,
+        records: Sequence[RecordSegment] = (),
+        number: int | None = None,
+    ) -> None:
         self._schema = schema
         self._regex_hits = regex_hits or {}
+        self._records = records
+        self._number = number
+        self.asks_metadata = self.asks_documents = False
         self.patterns: dict[str, Regex] = {}
         self.parameters: dict[str, Any] = {}
         self._conditions = 0
@@ -144,9 +164,14 @@ class Compiler:
         kind = self._checked_kind(key, operator, value)
         configuration.require_filterable(self._schema, key, kind)
         column = text.encode(key)
+        if operator in ("$eq", "$in", "$contains"):
+            self.asks_metadata = True
         if operator in ("$eq", "$ne"):
             condition = self._sql("metadata @> {}::jsonb", _object(column, value))
             return condition if operator == "$eq" else _not(condition)
+        if operator == "$in" and len(cast("list[Any]", value)) <= _LONGEST_INDEXED_LIST:
+            objects = [_object(column, item) for item in cast("list[Any]", value)]
+            return self._sql("metadata @> ANY({}::jsonb[])", objects)
         if operator in ("$in", "$nin"):
             values = [_json(item) for item in cast("list[Any]", value)]
             condition = self._sql("(metadata -> {}::text) = ANY({}::jsonb[])", column, values)
@@ -194,18 +219,65 @@ class Compiler:
         condition = self._sql("record.id = ANY({}::text[])", [text.id_key(entry)[0] for entry in ids])
         return condition if operator in ("$eq", "$in") else _not(condition)
 
+    def _candidates(self, needle: str) -> Condition:
+        """Return the condition that an index over documents finds the record, or that none covers it."""
+        if self._number is None:
+            raise ValueError("indexes without the number of their tables")
+        self.asks_documents = True
+        table = tables.records(self._number)
+        found = []
+        for part in self._records:
+            if part.method == "pg_trgm":
+                test = self._sql("t.document LIKE {}", "%" + _like_escape(needle) + "%")
+            elif part.method == "function":
+                test = self._sql("pgchroma.trigrams(t.document) @> {}::text[]", trigrams(needle))
+            else:
+                test = sql.SQL("true").format()
+            # The bounds are literals on purpose: only so does the planner see that the partial index applies.
+            found.append(
+                sql.SQL("SELECT t.seq FROM {} AS t WHERE t.seq > {} AND t.seq <= {} AND {}").format(
+                    table, sql.Literal(part.low), sql.Literal(part.high), test
+                )
+            )
+        watermark = sql.Literal(segments.watermark(self._records))
+        found.append(sql.SQL("SELECT t.seq FROM {} AS t WHERE t.seq > {}").format(table, watermark))
+        return sql.SQL("record.seq IN ({})").format(sql.SQL(" UNION ALL ").join(found))
+
     def _document_leaf(self, operator: str, value: object, name: str = "where document") -> Condition:
         if operator not in _DOCUMENT_OPERATORS:
             raise _invalid(f"unknown operator {operator!r}", name)
         if not isinstance(value, str):
             raise _invalid(f"{operator} takes a string", name)
         if operator in ("$contains", "$not_contains"):
-            condition = self._sql("document LIKE {}", "%" + _like_escape(text.encode(value)) + "%")
+            needle = text.encode(value)
+            condition = self._sql("record.document LIKE {}", "%" + _like_escape(needle) + "%")
+            if operator == "$contains" and len(needle) >= _RUN and any(part.method for part in self._records):
+                # Beside the substring itself, which is looked for again in a row that changed while it was waited for.
+                condition = sql.SQL("({} AND {})").format(self._candidates(needle), condition)
         else:
             if value not in self.patterns:
                 self.patterns[value] = Regex(value)
             condition = self._sql("record.seq = ANY({}::bigint[])", sorted(self._regex_hits.get(value, ())))
         return _not(condition) if "not" in operator else condition
+
+
+def trigrams(needle: str) -> list[str]:
+    """Return runs of three characters of `needle`, evenly spread over it where there are many."""
+    runs = sorted({needle[start : start + _RUN] for start in range(len(needle) - _RUN + 1)})
+    return runs[:: -(-len(runs) // _MOST_TRIGRAMS)]
+
+
+def in_segments(condition: Condition, records: Sequence[RecordSegment]) -> Condition:
+    """Return a condition over `record` written so that PostgreSQL sees that the indexes of these segments serve it."""
+    low = sql.Literal(segments.watermark(records))
+    arms = [
+        sql.SQL("(record.seq > {} AND record.seq <= {} AND {})").format(
+            sql.Literal(part.low), sql.Literal(part.high), condition
+        )
+        for part in records
+    ]
+    arms.append(sql.SQL("(record.seq > {} AND {})").format(low, condition))
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(arms))
 
 
 def _is_finite(value: object) -> bool:

@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
-from pgchroma.store import catalog, configuration, metadata, operations, reads, sparse, tables, text, vectors
+from pgchroma.store import (
+    catalog,
+    configuration,
+    metadata,
+    operations,
+    reads,
+    sketches,
+    sparse,
+    tables,
+    text,
+    vectors,
+)
 from pgchroma.store.connection import Connection
 from pgchroma.types import Collection, Filter, Float32Matrix, Record, RecordBatch
 
@@ -280,6 +291,7 @@ async def _update(
         return
     moved = [change for change in changes if change.row is not None]
     new_vseqs: dict[int, int] = {}
+    new_sketches: dict[int, str] = {}
     if moved:
         numbers = await _next_seqs(connection, len(moved))
         seqs = np.array([change.seq for change in moved], dtype=np.int64)
@@ -287,6 +299,13 @@ async def _update(
         await _copy(connection, _embeddings(collection), vectors.copy_buffer(numbers, seqs, matrix))
         await _delete_rows(connection, _embeddings(collection), [change.vseq for change in moved])
         new_vseqs = {change.seq: int(number) for change, number in zip(moved, numbers, strict=True)}
+        if bits := collection.sketch:
+            packed = sketches.encode(matrix, bits)
+            new_sketches = {
+                change.seq: sketches.text(row, matrix.shape[1], bits)
+                for change, row in zip(moved, packed, strict=True)
+            }
+        await sketches.note_lengths(connection, collection, matrix)
     merged = [
         None if change.patch is None else metadata.merge(change.old_metadata, change.patch)
         for change in changes
@@ -296,10 +315,13 @@ async def _update(
         "UPDATE {} AS record SET vseq = coalesce(n.vseq, record.vseq), document = coalesce(n.document, record.document), "
         "uri = coalesce(n.uri, record.uri), "
         "metadata = CASE WHEN n.has_metadata THEN n.metadata::jsonb ELSE record.metadata END, "
-        "metadata_exact = CASE WHEN n.has_metadata THEN n.exact ELSE record.metadata_exact END "
-        "FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::bool[], %s::text[], %s::text[]) "
-        "AS n (seq, vseq, document, uri, has_metadata, metadata, exact) WHERE record.seq = n.seq"
-    ).format(_records(collection))
+        "metadata_exact = CASE WHEN n.has_metadata THEN n.exact ELSE record.metadata_exact END {} "
+        "FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::bool[], %s::text[], %s::text[], %s::varbit[]) "
+        "AS n (seq, vseq, document, uri, has_metadata, metadata, exact, sketch) WHERE record.seq = n.seq"
+    ).format(
+        _records(collection),
+        sql.SQL(", sketch = coalesce(n.sketch, record.sketch)" if collection.sketch else ""),
+    )
     await connection.execute(
         query,
         [
@@ -310,6 +332,7 @@ async def _update(
             [change.patch is not None for change in changes],
             [stored.decode() if stored else None for stored, _ in encoded],
             [exact for _, exact in encoded],
+            [new_sketches.get(change.seq) for change in changes],
         ],
     )
     await sparse.update(connection, collection, {change.seq: change.patch for change in changes})
@@ -323,20 +346,29 @@ async def _insert(
     seqs = await _next_seqs(connection, len(changes))
     for change, seq in zip(changes, seqs, strict=True):
         change.seq = int(seq)
+    matrix = embeddings[_row_numbers(changes)]
+    await sketches.note_lengths(connection, collection, matrix)
+    dimension, bits = int(matrix.shape[1]), collection.sketch
+    packed = sketches.encode(matrix, bits) if bits else None
+    fields = 8 if packed is None else 9
     buffer = [vectors.COPY_HEADER]
-    for change in sorted(changes, key=lambda change: change.key):
+    for position, change in sorted(enumerate(changes), key=lambda pair: pair[1].key):
         cleaned = metadata.merge(None, change.patch) if change.patch else None
         stored, exact = metadata.encode(cleaned) if cleaned else (None, None)
-        buffer.append(_TWO_NUMBERS(8, 8, change.seq, 8, change.seq))
+        buffer.append(_TWO_NUMBERS(fields, 8, change.seq, 8, change.seq))
         buffer.append(_text_field(change.key))
         buffer.append(_NULL if change.full is None else _text_field(change.full))
         buffer.append(_NULL if change.document is None else _text_field(text.encode(change.document)))
         buffer.append(_NULL if stored is None else _LENGTH(len(stored) + 1) + b"\x01" + stored)
         buffer.append(_NULL if exact is None else _text_field(exact))
         buffer.append(_NULL if change.uri is None else _text_field(text.encode(change.uri)))
+        if packed is not None:
+            buffer.append(sketches.copy_field(packed[position], dimension, bits))
     buffer.append(vectors.COPY_TRAILER)
-    await _copy(connection, _records(collection), b"".join(buffer))
-    matrix = embeddings[_row_numbers(changes)]
+    columns = sql.SQL("seq, vseq, id, id_full, document, metadata, metadata_exact, uri{}").format(
+        sql.SQL("" if packed is None else ", sketch")
+    )
+    await _copy(connection, sql.SQL("{} ({})").format(_records(collection), columns), b"".join(buffer))
     await _copy(connection, _embeddings(collection), vectors.copy_buffer(seqs, seqs, matrix))
     await sparse.insert(connection, collection, {change.seq: change.patch for change in changes})
 
@@ -350,7 +382,7 @@ def _text_field(value: str) -> bytes:
     return _LENGTH(len(data)) + data
 
 
-async def _copy(connection: Connection, table: sql.Identifier, buffer: bytes) -> None:
+async def _copy(connection: Connection, table: sql.Composable, buffer: bytes) -> None:
     async with (
         connection.cursor() as cursor,
         cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(table)) as copy,

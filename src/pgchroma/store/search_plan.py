@@ -1,0 +1,183 @@
+"""Runs the statements of nearest.py: which one a query needs, with which settings, and which to try next when one found too little."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pgvector import Bit
+from psycopg import sql
+
+from pgchroma.store import kinds, nearest, sketches, tables
+from pgchroma.store.connection import Connection, Row
+from pgchroma.store.entries import GUARD, Entry
+from pgchroma.types import Float32Matrix, Include
+
+# Up to so many matches it is cheapest to look at the sketch of each; about as long as a walk through an index takes at worst.
+_FEW_MATCHES = 40_000
+# Pages that a sample of a large collection reads, and the least share of it that pays a walk through the indexes.
+_SAMPLED_PAGES = 60
+_WORTH_WALKING = 0.04
+_WALK_EF_SEARCH = 240
+# Without indexes by which to walk, more than so many results are compared exactly.
+_MOST_WALKED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a query returns of each record.
+
+    Attributes:
+        columns: over `record`, and over `vector` where there is a join.
+        join: adds the record's vector.
+    """
+
+    columns: sql.Composed
+    join: sql.Composed | None
+    include: Include
+
+
+def _statement(connection: Connection, entry: Entry, found: sql.Composed, wanted: Wanted) -> str:
+    number = entry.collection.table_number
+    assert number is not None  # noqa: S101 - callers checked it
+    return (
+        sql.SQL(
+            "SELECT {columns}{distance} FROM ({found}) AS near JOIN {records} AS record ON record.seq = near.record_seq {join} "
+            "WHERE {guard} ORDER BY near.distance, record.seq"
+        )
+        .format(
+            columns=wanted.columns,
+            distance=sql.SQL(", near.distance" if wanted.include.distances else ""),
+            found=found,
+            records=tables.records(number),
+            join=wanted.join or sql.SQL(""),
+            guard=sql.SQL(GUARD),
+        )
+        .as_string(connection)
+    )
+
+
+async def _run(
+    connection: Connection, query: str, parameters: dict[str, Any], *, prepare: bool | None
+) -> list[Row]:
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(query.encode(), parameters, prepare=prepare)
+        return await cursor.fetchall()
+
+
+async def _set(connection: Connection, name: str, value: int) -> None:
+    if connection.settings.get(name) != value:
+        await connection.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
+        connection.settings[name] = value
+
+
+async def _prepare_indexes(connection: Connection, entry: Entry, ef_search: int) -> None:
+    """Set how thoroughly the indexes of a collection are to be searched."""
+    found = {segment.kind for segment in entry.vectors}
+    if "hnsw" in found:
+        await _set(connection, "hnsw.ef_search", min(max(ef_search, 1), kinds.MAX_EF_SEARCH))
+    if "ivfflat" in found:
+        wanted = max(
+            kinds.probes(segment.lists or 1, segment.rows, ef_search)
+            for segment in entry.vectors
+            if segment.kind == "ivfflat"
+        )
+        await _set(connection, "ivfflat.probes", wanted)
+
+
+def _ef_search(entry: Entry, count: int) -> int:
+    configured = max(int(entry.collection.configuration["hnsw"]["ef_search"]), 1)
+    return max([configured, *(kinds.candidates(part.quantisation, count) for part in entry.vectors)])
+
+
+def _is_anywhere(entry: Entry, embedding: Float32Matrix) -> bool:
+    """Whether every record is equally far: no index can help with a zero vector, and none may be asked."""
+    return entry.collection.space == "cosine" and not embedding.any()
+
+
+async def unfiltered(
+    connection: Connection, entry: Entry, embedding: Float32Matrix, count: int, wanted: Wanted
+) -> list[Row]:
+    """Return the nearest of all records."""
+    exactly = count > kinds.MAX_EF_SEARCH or _is_anywhere(entry, embedding)
+    indexed = [] if exactly else entry.vectors
+    key = ("query", wanted.include, count, bool(indexed))
+    query = entry.statements.get(key)
+    if query is None:
+        query = _statement(connection, entry, nearest.unfiltered(entry.collection, indexed, count), wanted)
+        entry.statements[key] = query
+    parameters = {"q": embedding, **entry.parameters}
+    if indexed:
+        await _prepare_indexes(connection, entry, _ef_search(entry, count))
+        quantisations = {segment.quantisation for segment in indexed}
+        parameters |= kinds.parameters(quantisations, entry.collection.space, embedding)
+    return await _run(connection, query, parameters, prepare=None)
+
+
+async def filtered(
+    connection: Connection,
+    entry: Entry,
+    embedding: Float32Matrix,
+    count: int,
+    chosen: sql.Composed,
+    parameters: dict[str, Any],
+    wanted: Wanted,
+) -> list[Row]:
+    """Return the nearest of the records that a condition over `record` selects."""
+    collection = entry.collection
+    chosen = sql.SQL("{} AND {}").format(chosen, sql.SQL(GUARD))
+    parameters = {**parameters, **entry.parameters, "q": embedding, "k": count}
+    if not _is_anywhere(entry, embedding):
+        if await _pays_to_walk(connection, entry, count, chosen, parameters):
+            rows = await _walk(connection, entry, embedding, count, chosen, parameters, wanted)
+            if len(rows) == count:
+                return rows
+        if entry.sketch:
+            sketch = sketches.encode(embedding[None], entry.sketch)[0]
+            parameters |= {
+                "q_sketch": Bit(np.unpackbits(sketch)[: embedding.size * entry.sketch]),
+                "compared": max(250, 15 * count),
+            }
+            found = nearest.sketched(collection, chosen)
+            return await _run(
+                connection, _statement(connection, entry, found, wanted), parameters, prepare=False
+            )
+    found = nearest.exact(collection, chosen)
+    return await _run(connection, _statement(connection, entry, found, wanted), parameters, prepare=False)
+
+
+async def _pays_to_walk(
+    connection: Connection, entry: Entry, count: int, chosen: sql.Composed, parameters: dict[str, Any]
+) -> bool:
+    """Estimate from a sample of the records whether the matches are too many to look at each."""
+    if not entry.vectors or count > _MOST_WALKED or entry.rows <= _FEW_MATCHES or not entry.pages:
+        return False
+    query = sql.SQL(
+        "SELECT count(*), count(*) FILTER (WHERE {}) FROM {} AS record TABLESAMPLE SYSTEM ({})"
+    ).format(
+        chosen,
+        tables.records(entry.collection.table_number or 0),
+        sql.Literal(min(100.0, 100.0 * _SAMPLED_PAGES / entry.pages)),
+    )
+    cursor = await connection.execute(query, parameters, prepare=False)
+    row = await cursor.fetchone()
+    seen, matching = row or (0, 0)
+    share = matching / seen if seen else 0.0
+    return share >= _WORTH_WALKING and share * entry.rows > _FEW_MATCHES
+
+
+async def _walk(
+    connection: Connection,
+    entry: Entry,
+    embedding: Float32Matrix,
+    count: int,
+    chosen: sql.Composed,
+    parameters: dict[str, Any],
+    wanted: Wanted,
+) -> list[Row]:
+    await _prepare_indexes(connection, entry, max(_WALK_EF_SEARCH, _ef_search(entry, 2 * count)))
+    quantisations = {segment.quantisation for segment in entry.vectors}
+    parameters = parameters | kinds.parameters(quantisations, entry.collection.space, embedding)
+    found = nearest.walking(
+        entry.collection, entry.vectors, chosen, count, kept=max(4 * count, 60), looked_at=5_000
+    )
+    return await _run(connection, _statement(connection, entry, found, wanted), parameters, prepare=False)

@@ -1,0 +1,75 @@
+"""Sketches: a few bits per dimension of an embedding, kept beside each record.
+
+A filtered query may have thousands of matches all over the table. To fetch all of their vectors costs a page each; their sketches
+are read along with the metadata, and only the best by Hamming distance are compared exactly. A sketch holds, for every dimension
+of the normalised vector, whether it exceeds each of a few thresholds: the number of bits in which two differ grows with the
+difference of their coordinates.
+"""
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from pgchroma.store.connection import Connection
+from pgchroma.types import Collection, Float32Matrix
+
+# Shorter vectors are compared as quickly as sketches, and sketches of longer ones would no longer fit beside the record.
+SHORTEST, LONGEST = 96, 4_096
+# Bits per dimension -> thresholds in units of 1 / sqrt(dimension), the spread of a normalised vector's coordinates.
+_THRESHOLDS: dict[int, tuple[float, ...]] = {1: (0.0,), 2: (-0.6, 0.6), 3: (-0.8, 0.0, 0.8)}
+# A length that differs from 1 by more than this is no rounding any more.
+_UNIT_TOLERANCE = 0.01
+_LENGTH = struct.Struct("!i").pack
+
+
+def levels(dimension: int) -> int:
+    """Return how many bits per dimension the sketches of a collection have; 0 for none."""
+    if not SHORTEST <= dimension <= LONGEST:
+        return 0
+    if dimension <= 512:
+        return 3
+    return 2 if dimension <= 1_024 else 1
+
+
+def column(dimension: int) -> sql.Composed:
+    """Return the column's type."""
+    return sql.SQL("bit({})").format(sql.Literal(levels(dimension) * dimension))
+
+
+def encode(embeddings: Float32Matrix, bits: int) -> NDArray[np.uint8]:
+    """Return the sketches of `embeddings`, shape (n, dimension), as packed bytes, shape (n, bytes)."""
+    dimension = embeddings.shape[1]
+    lengths = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
+    unit = (lengths / np.sqrt(dimension)).astype(np.float32)[:, None]
+    parts = [embeddings > threshold * unit for threshold in _THRESHOLDS[bits]]
+    return np.packbits(np.concatenate(parts, axis=1), axis=1)
+
+
+def text(packed: NDArray[np.uint8], dimension: int, bits: int) -> str:
+    """Return one sketch as PostgreSQL writes it: zeros and ones."""
+    return "".join(map(str, np.unpackbits(packed)[: dimension * bits].tolist()))
+
+
+def copy_field(packed: NDArray[np.uint8], dimension: int, bits: int) -> bytes:
+    """Return one sketch as a field of COPY BINARY."""
+    data = packed.tobytes()
+    return _LENGTH(len(data) + 4) + _LENGTH(dimension * bits) + data
+
+
+def all_unit(embeddings: Float32Matrix) -> bool:
+    """Whether every embedding has length 1."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
+    return bool((np.abs(lengths - 1) <= _UNIT_TOLERANCE).all())
+
+
+async def note_lengths(connection: Connection, collection: Collection, embeddings: Float32Matrix) -> None:
+    """Record that a collection got embeddings of another length than 1, whose order by distance is not that by angle."""
+    if collection.space == "cosine" or not collection.unit_length or not collection.sketch:
+        return
+    if not all_unit(embeddings):
+        await connection.execute(
+            "UPDATE pgchroma.collections SET unit_length = false WHERE id = %s AND unit_length",
+            [collection.id],
+        )
