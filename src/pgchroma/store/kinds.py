@@ -162,11 +162,12 @@ def parameters(quantisations: set[str], space: str, query: Float32Matrix) -> dic
     found: dict[str, Any] = {}
     if "halfvec" in quantisations:
         if space == "cosine":
-            length = float(np.linalg.norm(query.astype(np.float64)))
-            query_half = query / length if length > 0 else query
+            wide = query.astype(np.float64)
+            length = float(wide @ wide) ** 0.5
+            query_half = wide / length if length > 0 else wide
         else:
-            query_half = query
-        found["q_half"] = HalfVector(np.clip(query_half, -_LARGEST_HALF, _LARGEST_HALF))
+            query_half = np.clip(query, -_LARGEST_HALF, _LARGEST_HALF)
+        found["q_half"] = HalfVector(query_half.astype(">f2"))
     if "binary" in quantisations:
         found["q_bits"] = Bit(query > 0)
     return found

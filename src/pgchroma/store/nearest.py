@@ -36,16 +36,20 @@ def distance(collection: Collection) -> sql.SQL:
     return sql.SQL(_DISTANCES[collection.space])
 
 
-def exact(collection: Collection, chosen: sql.Composable) -> sql.Composed:
-    """Return the k nearest of the records that a condition over `record` selects, found by comparing with every one of them."""
+def exact(collection: Collection, source: sql.Composable, chosen: sql.Composable) -> sql.Composed:
+    """Return the k nearest of the records that a condition over `record` selects, found by comparing with every one of them.
+
+    Args:
+        source: where the records are selected from, see where.py.
+    """
     number = _number(collection)
     return sql.SQL(
         "SELECT vector.record_seq, {} AS distance FROM {} AS record JOIN {} AS vector ON vector.seq = record.vseq WHERE {} "
         "ORDER BY distance, vector.record_seq LIMIT %(k)s"
-    ).format(distance(collection), tables.records(number), tables.embeddings(number), chosen)
+    ).format(distance(collection), source, tables.embeddings(number), chosen)
 
 
-def sketched(collection: Collection, chosen: sql.Composable) -> sql.Composed:
+def sketched(collection: Collection, source: sql.Composable, chosen: sql.Composable) -> sql.Composed:
     """Return the k nearest of the records that a condition selects, of which only the best by sketch are compared exactly."""
     number = _number(collection)
     # A record without a sketch is always compared.
@@ -53,7 +57,7 @@ def sketched(collection: Collection, chosen: sql.Composable) -> sql.Composed:
         "SELECT record_seq, {} AS distance FROM {} AS vector WHERE vector.seq = ANY(ARRAY("
         "SELECT record.vseq FROM {} AS record WHERE {} ORDER BY coalesce(record.sketch <~> %(q_sketch)s, 0) LIMIT %(compared)s"
         ")) ORDER BY distance, record_seq LIMIT %(k)s"
-    ).format(distance(collection), tables.embeddings(number), tables.records(number), chosen)
+    ).format(distance(collection), tables.embeddings(number), source, chosen)
 
 
 def unfiltered(collection: Collection, indexed: Sequence[Segment], count: int) -> sql.Composed:

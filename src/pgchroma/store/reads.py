@@ -13,7 +13,7 @@ from pgchroma.store import catalog, entries, metadata, search_plan, segments, ta
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.entries import GUARD, Entry
 from pgchroma.store.segments import RecordSegment
-from pgchroma.store.where import Compiler, has_pattern, in_segments
+from pgchroma.store.where import Compiler, has_pattern, in_segments, source
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, Rows
 
 Parameters = dict[str, Any]
@@ -31,25 +31,25 @@ async def one_snapshot(connection: Connection, selection: Filter) -> AsyncIterat
 
 
 async def condition(
-    connection: Connection,
-    collection: Collection,
-    selection: Filter,
-    records: Sequence[RecordSegment] | None = None,
+    connection: Connection, collection: Collection, selection: Filter
 ) -> tuple[sql.Composed, Parameters, Compiler]:
     """Return the SQL condition of a filter over `record`, its parameters, and the compiler that made it.
 
     Regular expressions are run here, over all documents, because PostgreSQL's differ; everything else is left to PostgreSQL.
     So that the caller's statement sees the same documents, it takes `one_snapshot` or asks the compiler about what it found.
-
-    Args:
-        records: the indexes that the condition may use; None to look them up.
     """
-    if records is None:
-        records = []
-        if selection.where is not None or selection.where_document is not None:
-            records = (await segments.load_both(connection, collection.id))[1]
+    chosen, parameters, compiler = await compiled(connection, collection, selection)
+    if selection.ids is None and (selection.where is not None or selection.where_document is not None):
+        chosen = in_segments(chosen, (await segments.load_both(connection, collection.id))[1])
+    return chosen, parameters, compiler
+
+
+async def compiled(
+    connection: Connection, collection: Collection, selection: Filter
+) -> tuple[sql.Composed, Parameters, Compiler]:
+    """Return what `condition` does, without regard to indexes."""
     number = collection.table_number
-    compiler = Compiler(collection.schema, None, records, number)
+    compiler = Compiler(collection.schema)
     parts = _compile(compiler, selection)
     if compiler.patterns and number is not None:
         hits: dict[str, set[int]] = {pattern: set() for pattern in compiler.patterns}
@@ -62,13 +62,18 @@ async def condition(
                 for pattern, regex in compiler.patterns.items():
                     if regex.matches(decoded):
                         hits[pattern].add(seq)
-        compiler = Compiler(collection.schema, hits, records, number)
+        compiler = Compiler(collection.schema, hits)
         parts = _compile(compiler, selection)
-    chosen, parameters = _with_ids(parts, compiler.parameters, selection)
-    # Ids, or an index over documents, find the few records there are faster than an index over metadata.
-    if compiler.asks_metadata and records and not compiler.asks_documents and selection.ids is None:
-        chosen = in_segments(chosen, records)
-    return chosen, parameters, compiler
+    return *_with_ids(parts, compiler.parameters, selection), compiler
+
+
+def _source(
+    number: int, records: Sequence[RecordSegment], selection: Filter, compiler: Compiler
+) -> tuple[sql.Composable, Parameters]:
+    """Return where records are selected from: the whole table, unless indexes over metadata or documents may help."""
+    if selection.ids is not None or (selection.where is None and selection.where_document is None):
+        records = ()
+    return source(number, records, compiler)
 
 
 def _compile(compiler: Compiler, selection: Filter) -> list[sql.Composed]:
@@ -163,10 +168,11 @@ async def get(connection: Connection, collection_id: UUID, selection: Filter, in
 
     async def work(entry: Entry) -> list[Row]:
         async with one_snapshot(connection, selection):
-            chosen, parameters, _ = await condition(connection, entry.collection, selection, entry.records)
+            chosen, parameters, compiler = await compiled(connection, entry.collection, selection)
             number = entry.collection.table_number
             if number is None:
                 return []
+            found, more = _source(number, entry.records, selection, compiler)
             # Texts of statements are dear to make, and this one is the same for all who give nothing but ids.
             repeated = not _depends_on_values(selection)
             key = ("get", include, selection.ids is None)
@@ -178,7 +184,7 @@ async def get(connection: Connection, collection_id: UUID, selection: Filter, in
                     )
                     .format(
                         _columns(include),
-                        tables.records(number),
+                        found,
                         _join(number) if include.embeddings else sql.SQL(""),
                         chosen,
                         sql.SQL(GUARD),
@@ -187,7 +193,7 @@ async def get(connection: Connection, collection_id: UUID, selection: Filter, in
                 )
                 if repeated:
                     entry.statements[key] = query
-            parameters |= {"limit": selection.limit, "offset": selection.offset, **entry.parameters}
+            parameters |= {"limit": selection.limit, "offset": selection.offset, **entry.parameters, **more}
             return await fetch(connection, query, parameters, prepare=None if repeated else False)
 
     fetched = await entries.reading(connection, collection_id, work, lambda rows: not rows)
@@ -218,7 +224,7 @@ async def query(
         async with one_snapshot(connection, selection):
             collection = entry.collection
             filtered = selection != Filter()
-            chosen, parameters, _ = await condition(connection, collection, selection, entry.records)
+            chosen, parameters, compiler = await compiled(connection, collection, selection)
             number, dimension = collection.table_number, collection.dimension
             if number is None or dimension is None:
                 return [_rows([], include) for _ in embeddings]
@@ -226,6 +232,8 @@ async def query(
                 raise InvalidDimensionError(
                     f"Collection expecting embedding with dimension of {dimension}, got {embeddings.shape[1]}"
                 )
+            found, more = _source(number, entry.records, selection, compiler)
+            matching = search_plan.Matching(found, chosen, {**parameters, **more})
             wanted = search_plan.Wanted(
                 _columns(include), _join(number) if include.embeddings else None, include
             )
@@ -233,7 +241,7 @@ async def query(
             for embedding in embeddings:
                 if filtered:
                     fetched = await search_plan.filtered(
-                        connection, entry, embedding, n_results, chosen, parameters, wanted
+                        connection, entry, embedding, n_results, matching, wanted
                     )
                 else:
                     fetched = await search_plan.unfiltered(connection, entry, embedding, n_results, wanted)

@@ -18,6 +18,8 @@ _FEW_MATCHES = 40_000
 _SAMPLED_PAGES = 60
 _WORTH_WALKING = 0.04
 _WALK_EF_SEARCH = 240
+# Of the best by sketch so many are compared exactly, at least.
+_LEAST_COMPARED = 250
 # Without indexes by which to walk, more than so many results are compared exactly.
 _MOST_WALKED = 200
 
@@ -34,6 +36,21 @@ class Wanted:
     columns: sql.Composed
     join: sql.Composed | None
     include: Include
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """What a filter selects.
+
+    Attributes:
+        source: where records are selected from, see where.py.
+        chosen: the condition over `record`.
+        parameters: what both refer to.
+    """
+
+    source: sql.Composable
+    chosen: sql.Composed
+    parameters: dict[str, Any]
 
 
 def _statement(connection: Connection, entry: Entry, found: sql.Composed, wanted: Wanted) -> str:
@@ -118,14 +135,14 @@ async def filtered(
     entry: Entry,
     embedding: Float32Matrix,
     count: int,
-    chosen: sql.Composed,
-    parameters: dict[str, Any],
+    matching: Matching,
     wanted: Wanted,
 ) -> list[Row]:
-    """Return the nearest of the records that a condition over `record` selects."""
+    """Return the nearest of the records that a filter selects."""
     collection = entry.collection
-    chosen = sql.SQL("{} AND {}").format(chosen, sql.SQL(GUARD))
-    parameters = {**parameters, **entry.parameters, "q": embedding, "k": count}
+    chosen = sql.SQL("{} AND {}").format(matching.chosen, sql.SQL(GUARD))
+    parameters = {**matching.parameters, **entry.parameters, "q": embedding, "k": count}
+    found = nearest.exact(collection, matching.source, chosen)
     if not _is_anywhere(entry, embedding):
         if await _pays_to_walk(connection, entry, count, chosen, parameters):
             rows = await _walk(connection, entry, embedding, count, chosen, parameters, wanted)
@@ -133,15 +150,9 @@ async def filtered(
                 return rows
         if entry.sketch:
             sketch = sketches.encode(embedding[None], entry.sketch)[0]
-            parameters |= {
-                "q_sketch": Bit(np.unpackbits(sketch)[: embedding.size * entry.sketch]),
-                "compared": max(250, 15 * count),
-            }
-            found = nearest.sketched(collection, chosen)
-            return await _run(
-                connection, _statement(connection, entry, found, wanted), parameters, prepare=False
-            )
-    found = nearest.exact(collection, chosen)
+            parameters["q_sketch"] = Bit(np.unpackbits(sketch)[: embedding.size * entry.sketch])
+            parameters["compared"] = max(_LEAST_COMPARED, 15 * count)
+            found = nearest.sketched(collection, matching.source, chosen)
     return await _run(connection, _statement(connection, entry, found, wanted), parameters, prepare=False)
 
 

@@ -73,28 +73,19 @@ class Compiler:
     Args:
         schema: the collection's schema; filters on keys whose index is off are refused.
         regex_hits: for every pattern, the numbers of the records that match it; without it `patterns` tells which are needed.
-        records: the indexes over records that conditions may use.
-        number: names the collection's tables; needed with `records`.
 
     Attributes:
         parameters: the named parameters that the conditions refer to.
         patterns: the regular expressions met, which PostgreSQL is not asked to evaluate.
-        asks_metadata: whether a condition can be answered by an index over metadata; see `in_segments`.
-        asks_documents: whether one is answered by an index over documents.
+        needles: substrings that every document must contain which the conditions together select.
     """
 
-    def __init__(
-        self,
-        schema: dict[str, Any],
-        regex_hits: Mapping[str, set[int]] | None = None,
-        records: Sequence[RecordSegment] = (),
-        number: int | None = None,
-    ) -> None:
+    def __init__(self, schema: dict[str, Any], regex_hits: Mapping[str, set[int]] | None = None) -> None:
         self._schema = schema
         self._regex_hits = regex_hits or {}
-        self._records = records
-        self._number = number
-        self.asks_metadata = self.asks_documents = False
+        # How many `$or` the condition that is being compiled lies in.
+        self._alternatives = 0
+        self.needles: list[str] = []
         self.patterns: dict[str, Regex] = {}
         self.parameters: dict[str, Any] = {}
         self._conditions = 0
@@ -139,7 +130,9 @@ class Compiler:
             return leaf(key, operand)
         if not isinstance(operand, list):
             raise _invalid(f"{key} takes a list", name)
+        self._alternatives += key == "$or"
         parts = [self._boolean(part, name, leaf, depth + 1) for part in operand]
+        self._alternatives -= key == "$or"
         if not parts:
             return self._sql("true" if key == "$and" else "false")
         return sql.SQL("({})").format(sql.SQL(" AND " if key == "$and" else " OR ").join(parts))
@@ -164,8 +157,6 @@ class Compiler:
         kind = self._checked_kind(key, operator, value)
         configuration.require_filterable(self._schema, key, kind)
         column = text.encode(key)
-        if operator in ("$eq", "$in", "$contains"):
-            self.asks_metadata = True
         if operator in ("$eq", "$ne"):
             condition = self._sql("metadata @> {}::jsonb", _object(column, value))
             return condition if operator == "$eq" else _not(condition)
@@ -219,30 +210,6 @@ class Compiler:
         condition = self._sql("record.id = ANY({}::text[])", [text.id_key(entry)[0] for entry in ids])
         return condition if operator in ("$eq", "$in") else _not(condition)
 
-    def _candidates(self, needle: str) -> Condition:
-        """Return the condition that an index over documents finds the record, or that none covers it."""
-        if self._number is None:
-            raise ValueError("indexes without the number of their tables")
-        self.asks_documents = True
-        table = tables.records(self._number)
-        found = []
-        for part in self._records:
-            if part.method == "pg_trgm":
-                test = self._sql("t.document LIKE {}", "%" + _like_escape(needle) + "%")
-            elif part.method == "function":
-                test = self._sql("pgchroma.trigrams(t.document) @> {}::text[]", trigrams(needle))
-            else:
-                test = sql.SQL("true").format()
-            # The bounds are literals on purpose: only so does the planner see that the partial index applies.
-            found.append(
-                sql.SQL("SELECT t.seq FROM {} AS t WHERE t.seq > {} AND t.seq <= {} AND {}").format(
-                    table, sql.Literal(part.low), sql.Literal(part.high), test
-                )
-            )
-        watermark = sql.Literal(segments.watermark(self._records))
-        found.append(sql.SQL("SELECT t.seq FROM {} AS t WHERE t.seq > {}").format(table, watermark))
-        return sql.SQL("record.seq IN ({})").format(sql.SQL(" UNION ALL ").join(found))
-
     def _document_leaf(self, operator: str, value: object, name: str = "where document") -> Condition:
         if operator not in _DOCUMENT_OPERATORS:
             raise _invalid(f"unknown operator {operator!r}", name)
@@ -251,9 +218,8 @@ class Compiler:
         if operator in ("$contains", "$not_contains"):
             needle = text.encode(value)
             condition = self._sql("record.document LIKE {}", "%" + _like_escape(needle) + "%")
-            if operator == "$contains" and len(needle) >= _RUN and any(part.method for part in self._records):
-                # Beside the substring itself, which is looked for again in a row that changed while it was waited for.
-                condition = sql.SQL("({} AND {})").format(self._candidates(needle), condition)
+            if operator == "$contains" and len(needle) >= _RUN and not self._alternatives:
+                self.needles.append(needle)
         else:
             if value not in self.patterns:
                 self.patterns[value] = Regex(value)
@@ -269,15 +235,43 @@ def trigrams(needle: str) -> list[str]:
 
 def in_segments(condition: Condition, records: Sequence[RecordSegment]) -> Condition:
     """Return a condition over `record` written so that PostgreSQL sees that the indexes of these segments serve it."""
-    low = sql.Literal(segments.watermark(records))
-    arms = [
-        sql.SQL("(record.seq > {} AND record.seq <= {} AND {})").format(
-            sql.Literal(part.low), sql.Literal(part.high), condition
-        )
+    if not records:
+        return condition
+    ranges = [
+        sql.SQL("record.seq > {} AND record.seq <= {}").format(sql.Literal(part.low), sql.Literal(part.high))
         for part in records
     ]
-    arms.append(sql.SQL("(record.seq > {} AND {})").format(low, condition))
+    ranges.append(sql.SQL("record.seq > {}").format(sql.Literal(segments.watermark(records))))
+    arms = [sql.SQL("({} AND {})").format(part, condition) for part in ranges]
     return sql.SQL("({})").format(sql.SQL(" OR ").join(arms))
+
+
+def source(
+    number: int, records: Sequence[RecordSegment], compiler: Compiler
+) -> tuple[sql.Composable, dict[str, Any]]:
+    """Return the records of a collection, for a FROM clause, as the indexes of these segments can serve conditions on them.
+
+    Returns:
+        SQL, and the named parameters in it.
+    """
+    table = tables.records(number)
+    if not records:
+        return table, {}
+    runs = sorted({run for needle in compiler.needles for run in trigrams(needle)})
+    parts = []
+    for part in records:
+        # The bounds are literals on purpose: only so does the planner see that the partial index applies.
+        selected = sql.SQL("SELECT * FROM {} WHERE seq > {} AND seq <= {}").format(
+            table, sql.Literal(part.low), sql.Literal(part.high)
+        )
+        if runs and part.method == "function":
+            # pg_trgm understands the condition itself.
+            selected += sql.SQL(" AND pgchroma.trigrams(document) @> %(runs)s::text[]")
+        parts.append(selected)
+    parts.append(
+        sql.SQL("SELECT * FROM {} WHERE seq > {}").format(table, sql.Literal(segments.watermark(records)))
+    )
+    return sql.SQL("({})").format(sql.SQL(" UNION ALL ").join(parts)), {"runs": runs}
 
 
 def _is_finite(value: object) -> bool:
