@@ -1,5 +1,8 @@
 """Search through Chroma's own client: dense and sparse, fused, filtered, grouped, selected; and what is refused, by name."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, cast
 
 import chromadb
@@ -14,6 +17,7 @@ from chromadb.execution.expression import GroupBy, K, Knn, MaxK, MinK, Rank, Rrf
 from chromadb.utils.embedding_functions.chroma_bm25_embedding_function import ChromaBm25EmbeddingFunction
 
 from support.api import COLLECTIONS, INVALID, NOWHERE, Api, check
+from support.server import ServerProcess
 
 COUNT = 40
 DOCUMENTS = [
@@ -308,3 +312,27 @@ def test_disabled_indexes_are_refused(client: ClientAPI, api: Api) -> None:
         INVALID,
         "metadata key 's' with type 'SparseVector'",
     )
+
+
+# Chroma's default function would have to download its model.
+_PRELUDE = """
+import sys
+import chromadb, numpy
+from chromadb.api.types import DefaultEmbeddingFunction
+def letters(self, input):
+    return [numpy.array([text.count(letter) + 0.5 for letter in "aeiou"], numpy.float32) for text in input]
+DefaultEmbeddingFunction.__call__ = letters
+client = chromadb.HttpClient(host="127.0.0.1", port=int(sys.argv[1]))
+"""
+
+
+def test_the_example_in_the_documentation(client: ClientAPI, server: ServerProcess) -> None:
+    page = (Path(__file__).parents[2] / "docs/SEARCH.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    start = code.index("notes.search(")
+    program = f"{_PRELUDE}{code[:start]}\n(found,) = {code[start:]}\nprint(*(row['document'] for row in found), sep='|')"
+    command = [sys.executable, "-c", program, str(server.port)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.strip().split("|")) == {"the quick brown fox", "a lazy dog"}
+    assert client.get_collection("notes").count() == 2
