@@ -11,15 +11,21 @@ from typing import Any
 
 from testinfra.host import Host
 
-BASE = "http://127.0.0.1:8000/api/v2"
+SERVER = "http://127.0.0.1:8000"
+BASE = f"{SERVER}/api/v2"
+# Kept by the role for playbooks/verify.yml; may write to the default database.
+TOKEN_FILE = "/etc/pgchroma/credentials/tokens/verify"
 COLLECTIONS = "/tenants/default_tenant/databases/default_database/collections"
 
 Api = Callable[..., tuple[int, Any]]
 
 _CALL = """
 import json, sys, urllib.error, urllib.request
-method, url, body = sys.argv[1:]
-request = urllib.request.Request(url, body.encode() or None, {"Content-Type": "application/json"}, method=method)
+method, url, body, token_file = sys.argv[1:]
+headers = {"Content-Type": "application/json"}
+if token_file:
+    headers["Authorization"] = "Bearer " + open(token_file).read().strip()
+request = urllib.request.Request(url, body.encode() or None, headers, method=method)
 try:
     with urllib.request.urlopen(request, timeout=10) as answer:
         status, text = answer.status, answer.read().decode()
@@ -33,11 +39,16 @@ _VARIABLES = "q('ansible.builtin.varnames', '^ansible_(host|port|user|connection
 
 
 def api_of(host: Host) -> Api:
-    """Return a function that calls the server: ``api("GET", "/heartbeat")`` gives status (0: no answer) and decoded body."""
+    """Return a function that calls the server: ``api("GET", "/heartbeat")`` gives status (0: no answer) and decoded body.
 
-    def call(method: str, path: str, body: object = None) -> tuple[int, Any]:
+    It sends the host's own token unless ``token_file=""`` or another file is given.
+    """
+
+    def call(
+        method: str, path: str, body: object = None, *, base: str = BASE, token_file: str = TOKEN_FILE
+    ) -> tuple[int, Any]:
         text = "" if body is None else json.dumps(body)
-        words = ["/usr/bin/python3", "-c", _CALL, method, BASE + path, text]
+        words = ["/usr/bin/python3", "-c", _CALL, method, base + path, text, token_file]
         status, answer = json.loads(host.check_output(shlex.join(words)))
         try:
             return int(status), json.loads(answer)

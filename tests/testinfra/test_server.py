@@ -7,7 +7,8 @@ import uuid
 import pytest
 from testinfra.host import Host
 
-from support.host import COLLECTIONS, Api
+from support.host import COLLECTIONS, SERVER, TOKEN_FILE, Api
+from support.waiting import wait_for
 
 EXPOSURE_AT_MOST = 2.0
 
@@ -107,9 +108,46 @@ def test_mitigations_are_on_where_pgvector_is_old(host: Host) -> None:
     assert f'PGCHROMA_PARALLEL_INDEX_BUILDS="{"false" if old else "true"}"' in settings
 
 
-def test_liveness_and_readiness(api: Api) -> None:
-    assert api("GET", "/heartbeat")[0] == 200
-    assert api("GET", "/healthcheck")[0] == 200
+def test_liveness_and_readiness_need_no_token(api: Api) -> None:
+    assert api("GET", "/heartbeat", token_file="")[0] == 200
+    assert api("GET", "/healthcheck", token_file="")[0] == 200
+
+
+def test_nobody_gets_in_without_a_token(api: Api) -> None:
+    refused = (403, {"error": "AuthError", "message": "Forbidden"})
+    for path in (COLLECTIONS, "/auth/identity", "/tenants/default_tenant"):
+        assert api("GET", path, token_file="") == refused
+    assert api("POST", COLLECTIONS, {"name": "intruder"}, token_file="") == refused
+    assert api("GET", "/metrics", base=SERVER, token_file="") == refused
+
+
+def test_the_hosts_own_token_is_roots_and_reaches_its_database_only(host: Host, api: Api) -> None:
+    file = host.file(TOKEN_FILE)
+    assert (file.user, file.group, file.mode) == ("root", "root", 0o600)
+    status, identity = api("GET", "/auth/identity")
+    assert (status, identity["tenant"], identity["databases"]) == (
+        200, "default_tenant", ["default_database"],
+    )  # fmt: skip
+    assert api("GET", "/tenants/other/databases")[0] == 403
+    assert api("POST", "/reset")[0] == 403
+    assert api("GET", "/metrics", base=SERVER)[0] == 403
+
+
+def test_an_operator_on_the_host_makes_and_revokes_a_token(host: Host, api: Api) -> None:
+    name = f"testinfra-{uuid.uuid4().hex}"
+    file = f"/run/{name}"
+    host.check_output(f"pgchroma-admin token create {name} --scope monitor --output {file}")
+    try:
+        status, text = api("GET", "/metrics", base=SERVER, token_file=file)
+        assert status == 200
+        assert "pgchroma_database_up 1.0" in text
+        assert "pgchroma_workers 2.0" in text
+        assert name in host.check_output("pgchroma-admin token list")
+        host.check_output(f"pgchroma-admin token revoke {name}")
+        refused = lambda: api("GET", "/metrics", base=SERVER, token_file=file)[0] == 403 or None  # noqa: E731
+        wait_for("it is refused", refused)
+    finally:
+        host.check_output(f"rm -f {file}")
 
 
 def test_records_go_in_and_come_out(api: Api) -> None:

@@ -125,6 +125,7 @@ def argument_spec() -> dict[str, object]:
                 "enabled": {"type": "bool", "default": True},
                 "url": {"type": "str", "default": "http://127.0.0.1:8000"},
                 "ca_file": {"type": "path", "default": ""},
+                "token_file": {"type": "str", "default": ""},
                 "round_trip": {"type": "bool", "default": True},
                 "install_dir": {"type": "path", "default": "/opt/pgchroma"},
                 "unit": {"type": "str", "default": "pgchroma.service"},
@@ -145,7 +146,9 @@ def main() -> None:
         checks += check_release(server["install_dir"], server["unit"])
         write = server["round_trip"] and not module.check_mode
         reason = "check mode writes nothing" if module.check_mode else "verify_round_trip is false"
-        checks += check_server(server["install_dir"], server["url"], server["ca_file"], write, reason)
+        checks += check_server(
+            server["install_dir"], server["url"], server["ca_file"], server["token_file"], write, reason
+        )
         checks += check_database(server["install_dir"], given["postgresql"]["enabled"])
     checks += [check_exposure(unit, float(most)) for unit, most in given["exposures"].items()]
     checks.append(check_files(given["files"]))

@@ -100,11 +100,17 @@ def check_ready(url: str, ca_file: str) -> dict[str, str]:
         return failed("server.ready", "critical", f"{url} does not answer: {error}", JOURNAL)
 
 
-def check_server(install_dir: str, url: str, ca_file: str, write: bool, reason: str) -> list[dict[str, str]]:
+def check_server(
+    install_dir: str, url: str, ca_file: str, token_file: str, write: bool, reason: str
+) -> list[dict[str, str]]:
     """Check the front door and, when ``write``, that data goes in and comes out; else say the reason why not."""
     if not write:
         return [check_ready(url, ca_file), skipped("server.round-trip", "critical", reason)]
-    return run_verify(install_dir, "server", "--url", url, *(["--ca-file", ca_file] if ca_file else []))
+    options = [
+        *(["--ca-file", ca_file] if ca_file else []),
+        *(["--token-file", token_file] if token_file else []),
+    ]
+    return run_verify(install_dir, "server", "--url", url, *options)
 
 
 def check_database(install_dir: str, postgresql_here: bool) -> list[dict[str, str]]:

@@ -155,7 +155,7 @@ def check_files(files: list[dict[str, str]]) -> dict[str, str]:
             continue
         problems.extend(file_problems(path, entry["owner"], entry["mode"]))
         number += 1
-        for inner in sorted(path.iterdir()) if path.is_dir() else []:
+        for inner in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else []:
             problems.extend(file_problems(inner, entry["owner"], "0600"))
             number += 1
     hint = "run site.yml with --tags configure"
