@@ -17,6 +17,7 @@ AUTH_ERROR = "AuthError"
 FORBIDDEN = "Forbidden"
 _RANK = {"read": 1, "write": 2, "admin": 3, "operator": 4}
 _BEARER = b"bearer "
+_SECOND_LOOK_SECONDS = 1.0
 
 
 def forbidden(reason: str = "") -> HttpError:
@@ -63,15 +64,15 @@ class Guard:
         try:
             known = self._watch.tokens()
         except PgchromaError:
-            if self._watch.is_down:
-                raise
-        else:
-            token = find(known, text, time.time())
-            if token is not None:
-                return token
-        # It may have been made a moment ago. A wrong one waits as long, whatever is wrong with it.
-        await self._watch.look_again()
-        return find(self._watch.tokens(), text, time.time())
+            # PostgreSQL may have come back since the last look.
+            await self._watch.look_again(_SECOND_LOOK_SECONDS)
+            return find(self._watch.tokens(), text, time.time())
+        token = find(known, text, time.time())
+        if token is None:
+            # It may have been made a moment ago. A wrong one waits as long, whatever is wrong with it.
+            await self._watch.look_again()
+            token = find(self._watch.tokens(), text, time.time())
+        return token
 
 
 def require(token: Token, scope: Scope, tenant: str | None, database: str | None) -> None:
