@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import chromadb
@@ -13,7 +14,9 @@ from chromadb.errors import ChromaAuthError
 from pgchroma.server.routes import ROUTES
 from pgchroma.store import watch
 from support.api import COLLECTIONS, Api
+from support.postgres import Databases
 from support.server import ServerProcess, running_server
+from support.store import execute
 from support.tokens import bearer, make_token, token_command
 from support.waiting import wait_for
 
@@ -143,6 +146,38 @@ class TestGettingIn:
         assert last_success - revoked < watch.TRUST_SECONDS
         for _ in range(20):
             assert api("GET", IDENTITY, headers=bearer(made))[:2] == (403, FORBIDDEN)
+
+    def test_a_worker_cut_off_from_the_database_trusts_what_it_knows_for_seconds_only(
+        self, database_url: str, databases: Databases, tmp_path: Path
+    ) -> None:
+        made = bearer(make_token(database_url, "app", "read"))
+        name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+        environment = {"PGCHROMA_AUTH": "token", "PGCHROMA_INDEXER": "false"}
+        with (
+            running_server(database_url, tmp_path, workers=1, environment=environment) as server,
+            psycopg.connect(database_url, autocommit=True) as inside,
+        ):
+            api = Api(server.port)
+            assert api("GET", IDENTITY, headers=made)[0] == 200
+            execute(databases.postgres.url(), f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            try:
+                inside.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgchroma watch' "
+                    "AND datname = current_database()"
+                )
+                inside.execute("UPDATE pgchroma.tokens SET revoked_at = now()")
+                revoked = last_success = time.monotonic()
+                while time.monotonic() < revoked + watch.TRUST_SECONDS + 2:
+                    if api("GET", IDENTITY, headers=made)[0] == 200:
+                        last_success = time.monotonic()
+                assert last_success - revoked < watch.TRUST_SECONDS + watch.LOOK_SECONDS
+                assert api("GET", IDENTITY, headers=made)[0] == 503
+            finally:
+                execute(databases.postgres.url(), f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+            wait_for(
+                "the revoked token to be refused",
+                lambda: api("GET", IDENTITY, headers=made)[:2] == (403, FORBIDDEN),
+            )
 
     def test_its_use_is_noted(self, server: ServerProcess, module_database_url: str) -> None:
         made = make_token(module_database_url, "noted", "read")
@@ -334,7 +369,7 @@ class TestChromasClient:
         assert [entry["name"] for entry in admin.list_databases(tenant="made-by-admin")] == ["first"]
 
 
-def test_auth_off_lets_everyone_in_and_says_so(database_url: str, tmp_path: Any) -> None:
+def test_auth_off_lets_everyone_in_and_says_so(database_url: str, tmp_path: Path) -> None:
     with running_server(database_url, tmp_path, workers=1, environment={"PGCHROMA_AUTH": "off"}) as server:
         assert Api(server.port)("GET", COLLECTIONS, headers={})[0] == 200
         log = server.log.read_text()
@@ -343,7 +378,7 @@ def test_auth_off_lets_everyone_in_and_says_so(database_url: str, tmp_path: Any)
 
 
 def test_a_server_asks_for_tokens_unless_told_otherwise_and_says_when_there_are_none(
-    database_url: str, tmp_path: Any
+    database_url: str, tmp_path: Path
 ) -> None:
     with running_server(database_url, tmp_path, workers=1, environment={"PGCHROMA_AUTH": ""}) as server:
         assert Api(server.port)("GET", COLLECTIONS, headers={})[:2] == (403, FORBIDDEN)

@@ -52,26 +52,21 @@ class Guard:
         text = presented(request)
         if text is None:
             raise forbidden()
-        token = await self._find(text)
+        try:
+            token = find(self._watch.tokens(), text, time.time())
+        except PgchromaError:
+            # PostgreSQL may have come back since the last look.
+            await self._watch.look_again(_SECOND_LOOK_SECONDS)
+            token = find(self._watch.tokens(), text, time.time())
+        if token is None:
+            # It may have been made a moment ago. A wrong one waits as long, whatever is wrong with it.
+            await self._watch.look_again()
+            token = find(self._watch.tokens(), text, time.time())
         if token is None:
             raise forbidden()
         request.scope["token"] = token.name
         require(token, scope, request.params.get("tenant"), request.params.get("database"))
         self._watch.note_use(token)
-        return token
-
-    async def _find(self, text: str) -> Token | None:
-        try:
-            known = self._watch.tokens()
-        except PgchromaError:
-            # PostgreSQL may have come back since the last look.
-            await self._watch.look_again(_SECOND_LOOK_SECONDS)
-            return find(self._watch.tokens(), text, time.time())
-        token = find(known, text, time.time())
-        if token is None:
-            # It may have been made a moment ago. A wrong one waits as long, whatever is wrong with it.
-            await self._watch.look_again()
-            token = find(self._watch.tokens(), text, time.time())
         return token
 
 

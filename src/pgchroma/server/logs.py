@@ -1,8 +1,10 @@
 """Structured logs: one JSON object a line on standard error, with the request id where there is one, never a record's content."""
 
+import contextlib
 import logging
 import os
 import sys
+import time
 import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ import orjson
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
+_STDERR = 2
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -33,6 +36,40 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             entry["exception"] = describe_exception(record.exc_info[1])
         return orjson.dumps(entry, default=str).decode()
+
+
+class AccessLog:
+    """Writes a line for a request. Not through `logging`, which takes ten times as long: this is done for every request."""
+
+    def __init__(self) -> None:
+        self._head = {
+            "level": "info",
+            "logger": "pgchroma.access",
+            "message": "request",
+            "process": os.getpid(),
+        }
+        self._second = 0
+        self._prefix = ""
+
+    def write(self, level: str, ident: str, entry: dict[str, Any]) -> None:
+        """Write a line to standard error if `level` is logged at all."""
+        if _LEVELS[level] < logging.getLogger().level:
+            return
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        line = {
+            "time": f"{self._prefix}{int((now - second) * 1000):03d}+00:00",
+            **self._head,
+            "level": level,
+            "request_id": ident,
+            **entry,
+        }
+        # One write, so that lines of several workers never mix.
+        with contextlib.suppress(OSError):
+            os.write(_STDERR, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def describe_exception(error: BaseException) -> dict[str, Any]:

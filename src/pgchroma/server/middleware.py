@@ -1,16 +1,13 @@
 """What happens around every request: an id, the time it took, its metrics and a line in the log."""
 
-import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 
 from pgchroma.server import logs
 from pgchroma.server.http import Message, Receive, Scope, Send
 from pgchroma.server.metrics import Metrics
-
-logger = logging.getLogger("pgchroma.access")
 
 _USABLE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # Asked every few seconds by load balancers; not worth a line when all is well.
@@ -29,6 +26,7 @@ class RequestLog:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
+        self._log = logs.AccessLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope of ASGI."""
@@ -55,27 +53,26 @@ class RequestLog:
         route = scope.get("route")
         self._metrics.answered(scope["method"], route, status, seconds)
         if status >= 500 or (self._access_log and not (status == 200 and route in _PROBES)):
-            _log(scope, status, size, seconds)
+            self._write(scope, identifier, status, size, seconds)
+
+    def _write(self, scope: Scope, identifier: str, status: int, size: int, seconds: float) -> None:
+        client = scope.get("client")
+        entry = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "route": scope.get("route"),
+            "status": status,
+            "milliseconds": round(seconds * 1000, 3),
+            "bytes_in": scope.get("body_bytes", 0),
+            "bytes_out": size,
+            "client": client[0] if client else None,
+            "token": scope.get("token"),
+        }
+        self._log.write("error" if status >= 500 else "info", identifier, entry)
 
 
 def _identifier(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _USABLE_ID.fullmatch(value):
             return str(value.decode())
-    return uuid.uuid4().hex
-
-
-def _log(scope: Scope, status: int, size: int, seconds: float) -> None:
-    client = scope.get("client")
-    entry = {
-        "method": scope["method"],
-        "path": scope["path"],
-        "route": scope.get("route"),
-        "status": status,
-        "milliseconds": round(seconds * 1000, 3),
-        "bytes_in": scope.get("body_bytes", 0),
-        "bytes_out": size,
-        "client": client[0] if client else None,
-        "token": scope.get("token"),
-    }
-    logger.log(logging.ERROR if status >= 500 else logging.INFO, "request", extra={"fields": entry})
+    return os.urandom(16).hex()
