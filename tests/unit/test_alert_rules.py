@@ -21,7 +21,7 @@ def rules(path: Path) -> list[dict[str, Any]]:
     "arguments",
     [
         ["check", "rules", *map(str, RULES)],
-        ["test", "rules", "tests/alerts/backup.yml", "tests/alerts/ages.yml"],
+        ["test", "rules", "tests/alerts/backup.yml", "tests/alerts/ages.yml", "tests/alerts/server.yml"],
     ],
     ids=["syntax", "behaviour"],
 )
@@ -46,10 +46,16 @@ def test_every_alert_is_documented_and_says_what_to_do(path: Path) -> None:
 def test_every_metric_that_a_rule_names_exists(path: Path) -> None:
     source = "".join(
         (ROOT / name).read_text()
-        for name in ("src/pgchroma/backup/writers.py", "src/pgchroma/store/gauges.py")
+        for name in (
+            "src/pgchroma/backup/writers.py",
+            "src/pgchroma/store/gauges.py",
+            "src/pgchroma/server/metrics.py",
+        )
     )
     for rule in rules(path):
-        for metric in _METRIC.findall(rule["expr"]):
+        for name in _METRIC.findall(rule["expr"]):
+            # prometheus_client adds these to the name of a counter or a histogram.
+            metric = re.sub(r"_(total|bucket)$", "", name)
             known = f'"{metric}"' in source or f'gauge("{metric.removeprefix("pgchroma_")}"' in re.sub(
                 r"\(\s+", "(", source
             )
