@@ -142,7 +142,7 @@ def test_an_operator_on_the_host_makes_and_revokes_a_token(host: Host, api: Api)
         assert status == 200
         assert "pgchroma_database_up 1.0" in text
         assert "pgchroma_workers 2.0" in text
-        assert name in host.check_output("pgchroma-admin token list")
+        assert name in host.check_output("pgchroma-admin token list --format json")
         host.check_output(f"pgchroma-admin token revoke {name}")
         refused = lambda: api("GET", "/metrics", base=SERVER, token_file=file)[0] == 403 or None  # noqa: E731
         wait_for("it is refused", refused)
