@@ -83,11 +83,12 @@ class System:
             collection.query(query_embeddings=embedding, n_results=1)
 
     def tail(self, collection: Collection) -> int:
-        """Return how many vectors no index of ours covers."""
+        """Return how much no index of ours covers: vectors, records, and all of them while documents are not indexed."""
 
         async def look() -> int:
             async with await Store.open(self.database_url) as store:
-                return next(found.tail_rows for found in await store.status() if found.id == collection.id)
+                found = next(entry for entry in await store.status() if entry.id == collection.id)
+                return max(found.tail_rows, found.record_tail_rows, found.rows * (found.documents is None))
 
         return asyncio.run(look())
 

@@ -12,9 +12,21 @@ from pgchroma import output
 from pgchroma.cli.options import database_options, format_option, required_url
 from pgchroma.output import Format
 from pgchroma.store import Store, StoreSettings
-from pgchroma.store.store import CollectionStatus
+from pgchroma.store.statuses import CollectionStatus
 
-_COLUMNS = ("collection", "space", "dimension>", "rows>", "not indexed>", "segments>", "watermark>", "MiB>")
+_COLUMNS = (
+    "collection",
+    "space",
+    "dimension>",
+    "rows>",
+    "not indexed>",
+    "segments>",
+    "watermark>",
+    "index",
+    "documents",
+    "building",
+    "MiB>",
+)
 
 
 @click.command()
@@ -48,6 +60,9 @@ def _draw(console: Console, collections: list[CollectionStatus]) -> None:
             entry.tail_rows,
             entry.segments,
             entry.watermark,
+            entry.index,
+            entry.documents or "-",
+            entry.building or "-",
             f"{entry.size_bytes / 2**20:.1f}",
         )
         for entry in collections

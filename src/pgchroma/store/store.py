@@ -2,13 +2,11 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
 
 from pgchroma.errors import NotFoundError
 from pgchroma.ranking import Search
@@ -20,8 +18,7 @@ from pgchroma.store import (
     operations,
     reads,
     search,
-    segments,
-    tables,
+    statuses,
     writes,
 )
 from pgchroma.store import connection as connections
@@ -29,32 +26,10 @@ from pgchroma.store.connection import Connection, StoreSettings
 from pgchroma.store.indexer import Indexer
 from pgchroma.store.operations import IndexingStatus
 from pgchroma.store.search import SearchRows
+from pgchroma.store.statuses import CollectionStatus
 from pgchroma.store.tokens import Tokens
 from pgchroma.store.watch import Watch
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, RecordBatch, Rows
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionStatus:
-    """What `pgchroma status` shows of a collection.
-
-    Attributes:
-        rows: records.
-        tail_rows: vectors that no index covers yet and that every query compares with one by one.
-        segments: vector indexes.
-        watermark: highest vector number that an index covers; 0 without one.
-        size_bytes: tables and indexes on disk.
-    """
-
-    id: UUID
-    path: str
-    space: str
-    dimension: int | None
-    rows: int
-    tail_rows: int
-    segments: int
-    watermark: int
-    size_bytes: int
 
 
 class Store:
@@ -351,43 +326,4 @@ class Store:
 
     async def status(self) -> list[CollectionStatus]:
         """Return every collection with its rows, tail and indexes."""
-        return await self._database.read(_status)
-
-
-async def _status(connection: Connection) -> list[CollectionStatus]:
-    found = []
-    for collection in await catalog.list_collections(connection, None, None, None, 0):
-        indexed = await segments.load(connection, collection.id)
-        watermark = segments.watermark(indexed)
-        rows = tail = size = 0
-        if collection.table_number is not None:
-            records = tables.records(collection.table_number)
-            embeddings = tables.embeddings(collection.table_number)
-            cursor = await connection.execute(
-                sql.SQL(
-                    "SELECT (SELECT count(*) FROM {0}), (SELECT count(*) FROM {1} WHERE seq > {2}), "
-                    "pg_total_relation_size({3}) + pg_total_relation_size({4})"
-                ).format(
-                    records,
-                    embeddings,
-                    sql.Literal(watermark),
-                    sql.Literal(f"{tables.SCHEMA}.r{collection.table_number}"),
-                    sql.Literal(f"{tables.SCHEMA}.v{collection.table_number}"),
-                )
-            )
-            row = await cursor.fetchone()
-            rows, tail, size = row or (0, 0, 0)
-        found.append(
-            CollectionStatus(
-                collection.id,
-                collection.path,
-                collection.space,
-                collection.dimension,
-                rows,
-                tail,
-                len(indexed),
-                watermark,
-                size,
-            )
-        )
-    return found
+        return await self._database.read(statuses.read)
