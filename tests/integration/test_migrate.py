@@ -18,7 +18,7 @@ from support.command import Outcome, pgchroma
 from support.postgres import Databases
 
 
-@pytest.fixture(scope="session", params=chroma.VERSIONS)
+@pytest.fixture(scope="session", params=chroma.EXTREMES)
 def version(request: pytest.FixtureRequest) -> str:
     """A version of chromadb that wrote a folder."""
     return str(request.param)

@@ -14,6 +14,8 @@ from pgchroma.types import Record
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 VERSIONS = ("1.5.9", "1.0.21", "0.6.3", "0.5.23", "0.4.24")
+# Where the version makes no difference but the age of the layout does.
+EXTREMES = ("1.5.9", "0.4.24")
 
 # Chroma keeps cosine vectors divided by their norm; multiplied again, they are the original up to rounding.
 COSINE_TOLERANCE = 1e-6

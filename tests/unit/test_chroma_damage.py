@@ -19,7 +19,7 @@ from pgchroma.migrate.policies import Policies, movable
 from support import chroma
 
 
-@pytest.fixture(scope="session", params=chroma.VERSIONS)
+@pytest.fixture(scope="session", params=chroma.EXTREMES)
 def pristine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder; not to be changed."""
     return chroma.extract(request.param, tmp_path_factory.mktemp("folder"))

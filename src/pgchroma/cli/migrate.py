@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
@@ -190,7 +191,9 @@ def start_run(
         return shared.carry_out(_increment(place, target, settings, path, receipts.read(since)))
 
     async def work() -> Json:
+        started = time.monotonic()
         with places.open_source(place, settings.options) as opened, display() as shown:
+            opening = time.monotonic() - started
             if not dry_run:
                 receipts.require_writable(path)
             async with _sink(target, settings.options, path) as sink:
@@ -200,6 +203,7 @@ def start_run(
                     made.require_movable(settings.policies, sink.limits)
                     return {**made.as_json(settings.policies, sink.limits, target.kind), "dry_run": True}
                 begun = await runner.start(opened, sink, shown, settings.policies, ident)
+                begun.seconds = {"open": opening, **begun.seconds}
                 begun.extra |= _whole(opened, settings)
                 done = await runner.carry_out(begun, shown, path)
                 return {**done.as_json(), "receipt": str(path)}

@@ -240,6 +240,9 @@ class Sink(Protocol):
     async def prepare(self, run_id: UUID, collection: SourceCollection) -> None:
         """Create the target collection, or take up the one that an earlier attempt of this run created."""
 
+    def encoded(self, records: list[Record]) -> Sequence[Record]:
+        """Return the records as they are handed to `write`, with as much of its work done as a thread can do ahead."""
+
     async def write(
         self,
         collection: SourceCollection,

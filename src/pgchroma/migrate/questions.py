@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class Questions:
 
     collection: SourceCollection
     vectors: Float32Matrix = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    _distances: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    _distances: NDArray[np.floating[Any]] = field(default_factory=lambda: np.empty((0, 0)))
     _ids: list[list[str]] = field(default_factory=list)
 
     def see(self, records: Sequence[Record]) -> None:
@@ -39,11 +39,12 @@ class Questions:
         rows = [record.embedding for record in records if record.embedding is not None]
         if not rows:
             return
+        # Twice the precision: float32 overflows where Chroma accepted values near its end.
         matrix = np.stack(rows).astype(np.float64)
         if not self.vectors.size:
             count = min(QUESTIONS, len(matrix))
             places = np.linspace(0, len(matrix) - 1, count).astype(int)
-            between = (matrix[places] + matrix[np.roll(places, 1)]) / 2
+            between = (matrix[places] + matrix[np.roll(places, 1)]) / 2.0
             self.vectors = between.astype(np.float32)
             self._distances = np.full((count, 0), np.inf)
             self._ids = [[] for _ in range(count)]
@@ -59,16 +60,19 @@ class Questions:
         ]
         self._distances = np.take_along_axis(merged, chosen, axis=1)
 
-    def _measured(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _measured(self, matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         questions = self.vectors.astype(np.float64)
-        dots: NDArray[np.float64] = questions @ matrix.T
+        dots: NDArray[np.floating[Any]] = questions @ matrix.T
         if self.collection.space == "ip":
             return 1.0 - dots
-        squares, own = (matrix**2).sum(axis=1), (questions**2).sum(axis=1)
+        squares, own = np.einsum("ij,ij->i", matrix, matrix), np.einsum("ij,ij->i", questions, questions)
         if self.collection.space == "cosine":
             norms = np.sqrt(np.outer(own, squares))
-            return 1.0 - np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-        found: NDArray[np.float64] = squares[None, :] - 2.0 * dots + own[:, None]
+            cosines: NDArray[np.floating[Any]] = np.divide(
+                dots, norms, out=np.zeros_like(dots), where=norms > 0
+            )
+            return 1.0 - cosines
+        found: NDArray[np.floating[Any]] = squares[None, :] - 2.0 * dots + own[:, None]
         return found
 
     async def put_to(self, ask: Ask) -> Json | None:

@@ -68,7 +68,7 @@ def charts(receipt: Json) -> list[Markup]:
     chart.add("target", [item["records_target"] for item in reversed(largest)])
     drawn.append(_svg(chart))
     seconds = receipt["seconds"]
-    names = {"plan": "looking through", "copy": "copying", "proof": "proving"}
+    names = {"open": "opening", "plan": "looking through", "copy": "copying", "proof": "proving"}
     chart = _bars("Seconds", rows=4, show_legend=False, formatter=lambda value: f"{value:,.1f}")
     chart.x_labels = [names.get(step, step) for step in reversed(list(seconds))]
     chart.add("seconds", [seconds[step] for step in reversed(list(seconds))])

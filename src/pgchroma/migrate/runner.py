@@ -305,7 +305,8 @@ async def copy_collection(run: Run, collection: SourceCollection, display: Displ
     questions = Questions(collection) if run.sink.asks_early and from_start else None
     digest = CollectionDigest() if not run.source.frozen and from_start else None
     pages = movable(run.source, collection, run.policies, run.sink.limits, checkpoint.last_position)
-    with closing(proofs.ahead(pages)) as reading:
+    encoded = ((run.sink.encoded(records), aside, position) for records, aside, position in pages)
+    with closing(proofs.ahead(encoded)) as reading:
         while (page := await asyncio.to_thread(next, reading, None)) is not None:
             records, aside, position = page
             if digest is not None:

@@ -21,6 +21,7 @@ from pgchroma.migrate.model import (
     SourceCollection,
 )
 from pgchroma.store import Store, migration_status, quarantine
+from pgchroma.store.bulk import Prepared
 from pgchroma.store.migration_status import StatusRow
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record
 
@@ -139,6 +140,10 @@ class StoreSink:
         except NotFoundError:
             return True
         return False
+
+    def encoded(self, records: list[Record]) -> Sequence[Record]:
+        """Encode them for COPY."""
+        return Prepared(records)
 
     async def write(
         self,

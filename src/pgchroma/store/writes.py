@@ -17,6 +17,7 @@ from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
 from pgchroma.store import (
+    bulk,
     catalog,
     configuration,
     metadata,
@@ -222,23 +223,25 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
 
 async def copy_records(connection: Connection, collection: Collection, records: Sequence[Record]) -> int:
     """Insert whole records whose ids are new, in the given order; psycopg.errors.UniqueViolation if one is not."""
-    changes = []
-    for row, record in enumerate(records):
-        key, full = text.id_key(record.id)
-        changes.append(
-            _Change(key, full, row, record.document, record.uri, dict(record.metadata or {}) or None)
-        )
-    await _discover(connection, collection, [change.patch for change in changes])
-    embeddings = [record.embedding for record in records if record.embedding is not None]
-    if len(embeddings) != len(records):
-        raise InvalidArgumentError("every record needs an embedding")
-    if not embeddings:
+    prepared = records if isinstance(records, bulk.Prepared) else bulk.Prepared(records)
+    if not len(prepared):
         return 0
-    matrix = np.stack(embeddings)
-    require_dimension(collection, int(matrix.shape[1]))
-    await _insert(connection, collection, changes, matrix)
-    await operations.note(connection, collection.id, len(records))
-    return len(records)
+    require_dimension(collection, int(prepared.matrix.shape[1]))
+    if prepared.bits != collection.sketch:
+        prepared = bulk.Prepared(list(prepared), collection.sketch)
+    await catalog.add_discovered_keys(connection, collection, prepared.kinds)
+    await sketches.note_lengths(connection, collection, prepared.matrix)
+    seqs = await _next_seqs(connection, len(prepared))
+    columns = bulk.COLUMNS if prepared.bits else bulk.COLUMNS[:-1]
+    table = sql.SQL("{} ({})").format(_records(collection), sql.SQL(", ").join(map(sql.Identifier, columns)))
+    await _copy(connection, table, prepared.numbered(seqs))
+    await _copy(connection, _embeddings(collection), vectors.copy_buffer(seqs, seqs, prepared.matrix))
+    key = configuration.sparse_key(collection.schema)
+    if key is not None:
+        found = {int(seqs[place]): {key: value} for place, value in prepared.sparse(key).items()}
+        await sparse.insert(connection, collection, found)
+    await operations.note(connection, collection.id, len(prepared))
+    return len(prepared)
 
 
 def _records(collection: Collection) -> sql.Identifier:
@@ -382,7 +385,7 @@ def _text_field(value: str) -> bytes:
     return _LENGTH(len(data)) + data
 
 
-async def _copy(connection: Connection, table: sql.Composable, buffer: bytes) -> None:
+async def _copy(connection: Connection, table: sql.Composable, buffer: bytes | bytearray) -> None:
     async with (
         connection.cursor() as cursor,
         cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(table)) as copy,

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -22,12 +23,20 @@ PAGE_RECORDS = 2_000
 PAGE_BYTES = 16 * 1024 * 1024
 
 _DOCUMENT, _URI = "chroma:document", "chroma:uri"
+# What follows the last row of metadata: no record has this number.
+_NO_VALUE: tuple[int, str, Any, Any] = (-1, "", None, None)
 
 
 def digest_of(collections: Sequence[SourceCollection], found: layout.Layout) -> str:
     """Return the fingerprint of a folder, from the state of its collections."""
     whole = {"layout": found.name, "collections": {item.path: item.state for item in collections}}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _all_sound(vectors: list[NDArray[np.float32] | None], dimension: int | None) -> bool:
+    """Whether a page's vectors are all there, of one length and finite: one look at all of them instead of one at each."""
+    whole = [vector for vector in vectors if vector is not None and len(vector) == dimension]
+    return len(whole) == len(vectors) and bool(np.isfinite(np.stack(whole)).all())
 
 
 class _Vectors:
@@ -168,37 +177,48 @@ class ChromaFolder:
             raise self._unreadable(error) from error
 
     def _pages(self, collection: SourceCollection, after: int) -> Iterator[list[Record]]:
-        values = catalog.typed_columns(self._connection, "embedding_metadata", "m.string_value")
+        boolean = (
+            "m.bool_value"
+            if "bool_value" in layout.columns(self._connection, "embedding_metadata")
+            else "NULL"
+        )
+        # SQLite keeps the type of what coalesce() picks; only booleans look like integers and need a column of their own.
+        values = self._connection.execute(
+            f"SELECT m.id, m.key, coalesce(m.string_value, m.int_value, m.float_value), {boolean}"  # noqa: S608 - a name of our own
+            " FROM embeddings e JOIN embedding_metadata m ON m.id = e.id WHERE e.segment_id = ? AND e.id > ? ORDER BY e.id",
+            (self._segment(collection), after),
+        )
         rows = self._connection.execute(
-            f"SELECT e.id, e.embedding_id, m.key, {values} FROM embeddings e"  # noqa: S608 - names of our own
-            " LEFT JOIN embedding_metadata m ON m.id = e.id"
-            " WHERE e.segment_id = ? AND e.id > ? ORDER BY e.id",
+            "SELECT id, embedding_id FROM embeddings WHERE segment_id = ? AND id > ? ORDER BY id",
             (self._segment(collection), after),
         )
         vector_bytes = 4 * (collection.dimension or 0)
         page: list[Record] = []
         size = 0
-        for seq, name, key, *cells in rows:
-            if not page or page[-1].seq != seq:
-                if len(page) >= PAGE_RECORDS or size >= PAGE_BYTES:
-                    yield page
-                    page, size = [], 0
-                page.append(Record(seq=seq, id=name, embedding=None))
-                size += vector_bytes
-            value = catalog.value_of(*cells)
-            if key is None or value is None:
-                continue
-            if isinstance(value, str):
-                size += len(value)
-            record = page[-1]
-            if key == _DOCUMENT:
-                record.document = value
-            elif key == _URI:
-                record.uri = value
-            else:
-                if record.metadata is None:
-                    record.metadata = {}
-                record.metadata[key] = value
+        owner, key, value, flag = next(values, _NO_VALUE)
+        for seq, name in rows:
+            record = Record(seq, name, None)
+            metadata: dict[str, MetadataValue] = {}
+            while owner == seq:
+                if flag is not None:
+                    metadata[key] = bool(flag)
+                elif key == _DOCUMENT:
+                    record.document = value
+                    size += len(value) if value is not None else 0
+                elif key == _URI:
+                    record.uri = value
+                elif value is not None:
+                    metadata[key] = value
+                    if type(value) is str:
+                        size += len(value)
+                owner, key, value, flag = next(values, _NO_VALUE)
+            if metadata:
+                record.metadata = metadata
+            page.append(record)
+            size += vector_bytes
+            if len(page) >= PAGE_RECORDS or size >= PAGE_BYTES:
+                yield page
+                page, size = [], 0
         if page:
             yield page
 
@@ -236,7 +256,10 @@ class ChromaFolder:
             unstorable: list[str] = []
             unequal: list[str] = []
             for ids in self._ids(collection):
-                for name, vector in zip(ids, vectors.fetch(ids), strict=True):
+                fetched = vectors.fetch(ids)
+                if _all_sound(fetched, collection.dimension):
+                    continue
+                for name, vector in zip(ids, fetched, strict=True):
                     if vector is None:
                         missing.append(name)
                     elif collection.dimension is not None and len(vector) != collection.dimension:

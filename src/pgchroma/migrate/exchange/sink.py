@@ -68,6 +68,10 @@ class ExchangeSink:
         """Begin a collection."""
         self._writer.begin(collection)
 
+    def encoded(self, records: list[Record]) -> Sequence[Record]:
+        """Return them as they are."""
+        return records
+
     async def write(
         self,
         collection: SourceCollection,

@@ -202,6 +202,10 @@ class FolderSink:
         """Create the collection, or take it up."""
         await (await self._started()).prepare(run_id, collection)
 
+    def encoded(self, records: list[Record]) -> Sequence[Record]:
+        """Return them as they are."""
+        return records
+
     async def write(
         self,
         collection: SourceCollection,

@@ -171,6 +171,10 @@ class ServerSink:
         """Return what the client's calls need to name the target collection."""
         return collection.tenant, collection.database, self._ids[collection.id]
 
+    def encoded(self, records: list[Record]) -> Sequence[Record]:
+        """Return them as they are."""
+        return records
+
     async def write(
         self,
         collection: SourceCollection,
