@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pgchroma import output
 from pgchroma.backup import check, record, state
+from pgchroma.cli.backup_dump import dump_command, load_command, verify_dump
 from pgchroma.cli.backup_options import state_option
 from pgchroma.cli.backup_status import backup_status
 from pgchroma.cli.options import database_options, format_option, required_url, with_password
@@ -24,13 +25,14 @@ _label = click.option("--backup-label", help="pgBackRest's label of the backup t
 
 @click.group()
 def backup() -> None:
-    """Record what there is to restore, check what was restored, show how fresh backups are.
+    """Record what there is to restore, check what was restored, show how fresh backups are; dump and load collections.
 
-    pgBackRest makes the backups; see docs/MONITORING.md and docs/adr/ for how these commands go with it.
+    pgBackRest makes the backups of whole clusters: docs/MONITORING.md. Dumps of single collections: docs/LOGICAL_BACKUPS.md.
     """
 
 
-backup.add_command(backup_status)
+for command in (backup_status, dump_command, load_command, verify_dump):
+    backup.add_command(command)
 
 
 @backup.command("record-digests")

@@ -20,7 +20,9 @@ from psycopg import AsyncConnection, sql
 from pgchroma.store import tables
 
 # Kinds of a collection's tables, as store/tables.py names them.
-_KINDS: Final = {"records": "r", "vectors": "v"}
+_KINDS: Final = {"records": "r", "vectors": "v", "sparse": "s"}
+# Only collections with an index of sparse vectors have it.
+_OPTIONAL: Final = {"sparse"}
 _SENT: Final = {"vector", "halfvec", "sparsevec"}
 _AS_THEY_ARE: Final = {"int8", "int4", "int2", "text", "bool", "uuid", "bytea", "timestamptz"}
 
@@ -64,7 +66,8 @@ class CollectionDigest:
     Attributes:
         records: rows of its records table.
         digest: over the three parts below.
-        parts: `catalog` (name, metadata, configuration, schema, dimension), `records` and `vectors`: count and digest of each.
+        parts: `catalog` (name, metadata, configuration, schema, dimension), `records`, `vectors` and, where the collection
+            has an index of them, `sparse`: count and digest of each.
     """
 
     id: str
@@ -177,7 +180,8 @@ async def _collection(connection: AsyncConnection[Any], row: tuple[Any, ...]) ->
         for part, letter in _KINDS.items():
             values = columns.get(f"{letter}{number}")
             if values is None:
-                parts[part] = "missing"
+                if part not in _OPTIONAL:
+                    parts[part] = "missing"
                 continue
             cursor = await connection.execute(
                 sql.SQL("SELECT count(*), {} FROM {}").format(

@@ -1,0 +1,604 @@
+"""`pgchroma backup dump` and `load`: bit for bit, whatever is interrupted, damaged or in the way."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgchroma.backup import container, dump, load
+from pgchroma.backup.dump import Scope
+from pgchroma.errors import (
+    ConfigurationError,
+    InvalidArgumentError,
+    NotFoundError,
+    RefusedError,
+    SourceError,
+    VerificationError,
+)
+from pgchroma.migrate.digest import record_digest
+from pgchroma.store import Store, dumps, loads, sparse, tables
+from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection, Filter, RecordBatch
+from pgchroma.verify.database import check_database
+from support.command import pgchroma
+from support.store import batch, contents, ids, make, matrix, nearest, require_whole
+
+pytestmark = pytest.mark.anyio
+
+ROWS = 250
+
+
+@pytest.fixture
+async def own_store(database_url: str) -> AsyncIterator[Store]:
+    async with await Store.open(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dumps, "MAX_ROWS", 40)
+
+
+def ignore(_records: int) -> None:
+    pass
+
+
+def take(
+    url: str, folder: Path, database: str | None = None, name: str | None = None, **options: Any
+) -> dump.Dumped:
+    return dump.dump(
+        url,
+        Scope(DEFAULT_TENANT, database, name),
+        folder,
+        **{"with_tokens": False, "advance": ignore, **options},
+    )
+
+
+async def bring(url: str, folder: Path, **options: Any) -> load.Loaded:
+    return await load.load(url, folder, **{"advance": ignore, **options})
+
+
+async def fill(store: Store, name: str = "notes", rows: int = ROWS) -> Collection:
+    """A collection with everything that is hard to keep."""
+    collection = await store.create_collection(
+        DEFAULT_TENANT,
+        DEFAULT_DATABASE,
+        name,
+        metadata={"owner": "us", "share": float("inf")},
+        configuration={"hnsw": {"space": "cosine"}},
+    )
+    random = np.random.default_rng(7)
+    values = random.normal(size=(rows, 5)).astype(np.float32)
+    values[3] = [0.0, -0.0, 0.0, 0.0, 0.0]
+    await store.add(
+        collection.id,
+        RecordBatch(
+            [f"id-{number}" if number != 7 else "\x00" + "long" * 600 for number in range(rows)],
+            values,
+            documents=[None if number % 5 == 0 else f"text\x00 {number} 漢字" * (number % 9) for number in range(rows)],
+            metadatas=[{"n": number, "f": number * 1.0, "odd": -0.0, "many": ["a", "b"]} if number % 2 else None for number in range(rows)],
+            uris=[f"file://{number}" if number % 3 == 0 else None for number in range(rows)],
+        ),
+    )  # fmt: skip
+    # Records whose vectors lie elsewhere than they, and a gap.
+    await store.upsert(
+        collection.id, RecordBatch(["id-5", "id-9"], values[:2], metadatas=[{"changed": True}] * 2)
+    )
+    await store.delete(collection.id, Filter(ids=["id-11"]))
+    return await store.get_collection_by_id(collection.id)
+
+
+async def digests(store: Store, collection: Collection) -> list[bytes]:
+    """What every record holds, in insertion order."""
+    return [record_digest(item) async for page in store.iter_records(collection) for item in page]
+
+
+async def named(
+    store: Store, name: str, database: str = DEFAULT_DATABASE, tenant: str = DEFAULT_TENANT
+) -> Collection:
+    return await store.get_collection(tenant, database, name)
+
+
+async def test_a_deleted_collection_comes_back_as_it_was(
+    own_store: Store, database_url: str, tmp_path: Path
+) -> None:
+    original = await fill(own_store)
+    before = await digests(own_store, original)
+    done = take(database_url, tmp_path / "d", DEFAULT_DATABASE, "notes")
+    assert (done.manifest.records, len(done.manifest.collections[0].chunks)) == (ROWS - 1, 7)
+    await own_store.delete_collection(DEFAULT_TENANT, DEFAULT_DATABASE, "notes")
+    loaded = await bring(database_url, tmp_path / "d")
+    assert (loaded.records, loaded.collections) == (ROWS - 1, ["default_tenant/default_database/notes"])
+    again = await named(own_store, "notes")
+    assert (again.id, again.metadata, again.configuration, again.schema) == (
+        original.id, original.metadata, original.configuration, original.schema,
+    )  # fmt: skip
+    assert await digests(own_store, again) == before
+    assert (await nearest(own_store, again, [1, 0, 0, 0, 0], 3))[0] == (
+        await nearest(own_store, again, [1, 0, 0, 0, 0], 3)
+    )[0]
+    # It can be written to, and what is new comes last.
+    await own_store.add(again.id, RecordBatch(["new"], matrix([1, 2, 3, 4, 5])))
+    assert (await ids(own_store, again))[-1] == "new"
+    require_whole(database_url)
+    assert [
+        item.id
+        for item in await check_database(database_url)
+        if item.status == "failed" and item.id in ("stray-tables", "catalog-tables")
+    ] == []
+
+
+async def test_a_whole_tenant_goes_to_another_cluster_under_another_name(
+    own_store: Store, database_url: str, databases: Any, tmp_path: Path
+) -> None:
+    await own_store.create_database(DEFAULT_TENANT, "second")
+    await own_store.create_database(DEFAULT_TENANT, "nothing-in-it")
+    first = await fill(own_store, rows=60)
+    await make(own_store, "empty")
+    other = await own_store.create_collection(DEFAULT_TENANT, "second", "notes")
+    await own_store.add(other.id, batch(["a", "b"]))
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO pgchroma.tokens (id, name, digest, tenant, scope) VALUES ('t1', 'app', sha256('s'), 'default_tenant', 'write')"
+        )
+    take(database_url, tmp_path / "d", with_tokens=True)
+    with databases.fresh() as url:
+        loaded = await bring(url, tmp_path / "d", rename="moved", with_tokens=True)
+        assert (loaded.records, loaded.tokens) == (61, 1)
+        async with await Store.open(url) as target:
+            assert [item.name for item in await target.list_databases("moved")] == [
+                "default_database",
+                "nothing-in-it",
+                "second",
+            ]
+            assert await digests(target, await named(target, "notes", tenant="moved")) == await digests(
+                own_store, first
+            )
+            assert await target.count((await named(target, "notes", "second", "moved")).id) == 2
+            assert (await named(target, "empty", tenant="moved")).dimension is None
+        with psycopg.connect(url) as connection:
+            assert connection.execute(
+                "SELECT tenant, digest = sha256('s') FROM pgchroma.tokens"
+            ).fetchall() == [("moved", True)]
+        require_whole(url)
+
+
+class TestInTheWay:
+    @pytest.fixture
+    async def dumped(self, own_store: Store, database_url: str, tmp_path: Path) -> Path:
+        await fill(own_store, rows=100)
+        take(database_url, tmp_path / "d", DEFAULT_DATABASE, "notes")
+        return tmp_path / "d"
+
+    async def test_fail_refuses_and_changes_nothing(
+        self, own_store: Store, database_url: str, dumped: Path
+    ) -> None:
+        before = await digests(own_store, await named(own_store, "notes"))
+        outcome = pgchroma("backup", "load", dumped, "--database-url", database_url)
+        assert outcome.code == 9
+        assert "default_tenant/default_database/notes" in outcome.stderr
+        assert "--as" in outcome.stderr
+        assert await digests(own_store, await named(own_store, "notes")) == before
+
+    async def test_another_name_stands_beside_it(
+        self, own_store: Store, database_url: str, dumped: Path
+    ) -> None:
+        await bring(database_url, dumped, rename="copy")
+        one, other = await named(own_store, "notes"), await named(own_store, "copy")
+        assert one.id != other.id
+        assert await digests(own_store, one) == await digests(own_store, other)
+        await bring(database_url, dumped, rename="elsewhere/third")
+        assert await own_store.count((await named(own_store, "third", "elsewhere")).id) == 99
+
+    async def test_replace_swaps_at_once_and_keeps_the_id(
+        self, own_store: Store, database_url: str, dumped: Path
+    ) -> None:
+        collection = await named(own_store, "notes")
+        before = await digests(own_store, collection)
+        await own_store.delete(collection.id, Filter(ids=["id-1", "id-2"]))
+        await own_store.upsert(collection.id, RecordBatch(["later"], matrix([1, 2, 3, 4, 5])))
+        await own_store.modify_collection(collection.id, new_metadata={"owner": "somebody else"})
+        stop = asyncio.Event()
+
+        async def watch() -> set[int]:
+            seen = set()
+            while not stop.is_set():
+                seen.add(await own_store.count(collection.id))
+            return seen
+
+        watching = asyncio.create_task(watch())
+        done = await bring(database_url, dumped, policy="replace")
+        stop.set()
+        # 98 before, 99 after, and nothing in between.
+        assert await watching <= {98, 99}
+        assert done.replaced == 1
+        again = await named(own_store, "notes")
+        assert (again.id, again.metadata) == (collection.id, {"owner": "us", "share": float("inf")})
+        assert await digests(own_store, again) == before
+        with psycopg.connect(database_url) as connection:
+            assert connection.execute("SELECT count(*) FROM pgchroma.replaced_tables").fetchone() == (0,)
+        require_whole(database_url)
+
+    async def test_no_acknowledged_write_is_lost_beside_the_replacement(
+        self, own_store: Store, database_url: str, dumped: Path
+    ) -> None:
+        collection = await named(own_store, "notes")
+        stop = asyncio.Event()
+
+        async def write(writer: int) -> list[str]:
+            written: list[str] = []
+            while not stop.is_set():
+                name = f"w{writer}-{len(written)}"
+                await own_store.upsert(collection.id, RecordBatch([name], matrix([1, 2, 3, 4, 5])))
+                written.append(name)
+            return written
+
+        writing = [asyncio.create_task(write(number)) for number in range(3)]
+        await bring(database_url, dumped, policy="replace")
+        after = {number: f"w{number}-late" for number in range(3)}
+        for name in after.values():
+            await own_store.upsert(collection.id, RecordBatch([name], matrix([1, 2, 3, 4, 5])))
+        stop.set()
+        written = await asyncio.gather(*writing)
+        there = set(await ids(own_store, await named(own_store, "notes")))
+        assert set(after.values()) <= there
+        for names in written:
+            # What was written before the swap is replaced with the rest; from the first that is there on, all are.
+            kept = [name in there for name in names]
+            assert kept == sorted(kept)
+        require_whole(database_url)
+
+    async def test_merge_takes_the_place_of_the_same_ids_only(
+        self, own_store: Store, database_url: str, dumped: Path
+    ) -> None:
+        collection = await named(own_store, "notes")
+        wanted = await contents(own_store, collection)
+        await own_store.delete(collection.id, Filter(ids=["id-1", "id-2"]))
+        await own_store.upsert(
+            collection.id,
+            RecordBatch(
+                ["id-3", "mine"],
+                matrix([9, 9, 9, 9, 9], [8, 8, 8, 8, 8]),
+                documents=["changed", "kept"],
+                metadatas=[{"new": "key"}] * 2,
+            ),
+        )
+        done = await bring(database_url, dumped, policy="merge")
+        assert done.merged == 99
+        found = await contents(own_store, collection)
+        mine = found.pop("mine")
+        assert mine[1] == "kept"
+        assert found.keys() == wanted.keys()
+        assert repr(sorted(found.items())) == repr(sorted(wanted.items()))
+        # Those that were there kept their place, those that were gone come last.
+        assert (await ids(own_store, collection))[-2:] == ["id-1", "id-2"]
+        assert await ids(own_store, collection, where={"n": {"$gt": 90}})
+        require_whole(database_url)
+
+    async def test_merge_refuses_another_dimension(
+        self, own_store: Store, database_url: str, dumped: Path
+    ) -> None:
+        other = await make(own_store, "other")
+        await own_store.add(other.id, batch(["a"]))
+        with pytest.raises(RefusedError, match="2 dimensions, the dump 5"):
+            await bring(database_url, dumped, rename="other", policy="merge")
+
+    async def test_names_that_do_not_fit_are_refused(self, database_url: str, dumped: Path) -> None:
+        for name in ("a/b/c/d", "/x", ""):
+            with pytest.raises(ConfigurationError, match="does not fit"):
+                await bring(database_url, dumped, rename=name)
+        with pytest.raises(InvalidArgumentError, match="--as"):
+            await bring(database_url, dumped, rename="a b")
+
+    async def test_a_dry_run_writes_nothing(self, own_store: Store, database_url: str, dumped: Path) -> None:
+        outcome = pgchroma(
+            "backup",
+            "load",
+            dumped,
+            "--as",
+            "copy",
+            "--dry-run",
+            "--database-url",
+            database_url,
+            "--format",
+            "json",
+        )
+        assert outcome.json == {"would_load": ["default_tenant/default_database/copy"]}
+        assert len(await own_store.list_collections()) == 1
+
+
+class TestDamage:
+    @pytest.fixture
+    async def dumped(self, own_store: Store, database_url: str, tmp_path: Path) -> Path:
+        await fill(own_store, rows=100)
+        take(database_url, tmp_path / "d")
+        return tmp_path / "d"
+
+    async def refused(self, store: Store, url: str, folder: Path, match: str) -> None:
+        with pytest.raises(SourceError, match=match):
+            await bring(url, folder, rename="copy")
+        assert [item.tenant for item in await store.list_collections()] == [DEFAULT_TENANT]
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT count(*) FROM pgchroma.loads").fetchone() == (0,)
+
+    async def test_a_flipped_bit(self, own_store: Store, database_url: str, dumped: Path) -> None:
+        chunk = dumped / "c00001/000002.zst"
+        data = bytearray(chunk.read_bytes())
+        data[len(data) // 2] ^= 1
+        chunk.write_bytes(data)
+        await self.refused(
+            own_store,
+            database_url,
+            dumped,
+            r"chunk c00001/000002\.zst of collection .*/notes is damaged: its SHA-256",
+        )
+        outcome = pgchroma("backup", "verify-dump", dumped)
+        assert outcome.code == 6
+        assert "c00001/000002.zst" in outcome.stderr
+
+    async def test_a_chunk_cut_short(self, own_store: Store, database_url: str, dumped: Path) -> None:
+        chunk = dumped / "c00001/000003.zst"
+        chunk.write_bytes(chunk.read_bytes()[:-1])
+        await self.refused(own_store, database_url, dumped, r"000003\.zst .* bytes instead of")
+
+    async def test_a_missing_chunk(self, own_store: Store, database_url: str, dumped: Path) -> None:
+        (dumped / "c00001/000001.zst").unlink()
+        await self.refused(own_store, database_url, dumped, r"000001\.zst .*No such file")
+
+    async def test_a_changed_manifest(self, own_store: Store, database_url: str, dumped: Path) -> None:
+        manifest = dumped / container.MANIFEST
+        original = manifest.read_text()
+        manifest.write_text(original.replace('"rows": 40', '"rows": 41', 1))
+        await self.refused(own_store, database_url, dumped, "its digest does not fit")
+        manifest.write_text(original[:-20])
+        await self.refused(own_store, database_url, dumped, "cannot be read")
+        manifest.write_text('{"format": "pgchroma-dump/9"}')
+        await self.refused(own_store, database_url, dumped, "not of the format")
+        manifest.unlink()
+        await self.refused(own_store, database_url, dumped, "holds no dump")
+
+    async def test_a_manifest_cannot_reach_other_files(
+        self, own_store: Store, database_url: str, dumped: Path
+    ) -> None:
+        content = json.loads((dumped / container.MANIFEST).read_text())
+        content["collections"][0]["chunks"][0]["file"] = "../../etc/passwd"
+        fields = {name: content[name] for name in container.Manifest.__dataclass_fields__}
+        entries = [
+            container.CollectionEntry(
+                **{**item, "chunks": [container.ChunkEntry(**c) for c in item["chunks"]]}
+            )
+            for item in content["collections"]
+        ]
+        content["digest"] = container.Manifest(**{**fields, "collections": entries}).digest
+        (dumped / container.MANIFEST).write_text(json.dumps(content))
+        await self.refused(own_store, database_url, dumped, "outside the dump")
+
+    async def test_what_was_loaded_otherwise_is_discarded(
+        self, own_store: Store, database_url: str, dumped: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = loads.stage
+
+        async def spoiled(connection: Any, begun: Any, source: Any, chunk: Any) -> Any:
+            result = await original(connection, begun, source, chunk)
+            query = sql.SQL("UPDATE {} SET uri = 'x' WHERE id = 'id-50'")
+            await connection.execute(query.format(tables.records(result.table_number)))
+            return result
+
+        monkeypatch.setattr(loads, "stage", spoiled)
+        with pytest.raises(VerificationError, match=r"000002\.zst is not what it holds"):
+            await bring(database_url, dumped, rename="copy")
+        assert [item.tenant for item in await own_store.list_collections()] == [DEFAULT_TENANT]
+        require_whole(database_url)
+
+
+class TestInterrupted:
+    KILL_DUMP = (
+        "import os\nfrom pgchroma.backup import container\nfrom pgchroma.store import dumps\ndumps.MAX_ROWS = 40\n"
+        "real = container.Journal.append\n"
+        "def append(self, entry):\n    real(self, entry)\n    if entry['chunk']['file'].endswith('000004.zst'):\n        os.kill(os.getpid(), 9)\n"
+        "container.Journal.append = append\n"
+    )
+    KILL_LOAD = (
+        "import os\nfrom pgchroma.store import loads\nreal = loads.stage\n"
+        "async def stage(connection, load, *rest):\n    if load.chunks_done == 3:\n        os.kill(os.getpid(), 9)\n"
+        "    return await real(connection, load, *rest)\nloads.stage = stage\n"
+    )
+
+    async def test_a_killed_dump_is_continued_and_true_to_one_moment(
+        self, own_store: Store, database_url: str, tmp_path: Path
+    ) -> None:
+        collection = await fill(own_store)
+        command = ("backup", "dump", tmp_path / "d", "--database-url", database_url, "--format", "json")
+        assert pgchroma(*command, prelude=self.KILL_DUMP).code == -9
+        with pytest.raises(SourceError, match="unfinished dump"):
+            container.read_manifest(tmp_path / "d")
+        # The last line of the journal may be cut short, and a chunk half written.
+        with (tmp_path / "d/journal.jsonl").open("a") as journal:
+            journal.write('{"collec')
+        (tmp_path / "d/c00001/000005.part").write_bytes(b"half")
+        outcome = pgchroma(*command)
+        assert outcome.code == 0, outcome.stderr
+        assert outcome.json["reused_records"] == 160
+        assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["c00001", "manifest.json"]
+        await bring(database_url, tmp_path / "d", rename="copied")
+        assert await digests(own_store, await named(own_store, "notes", tenant="copied")) == await digests(
+            own_store, collection
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "kept"),
+        [("update", 40), ("embedding", 40), ("delete", 40), ("append", 160), ("recreate", 0)],
+    )
+    async def test_what_changed_since_is_dumped_anew(
+        self, own_store: Store, database_url: str, tmp_path: Path, change: str, kept: int
+    ) -> None:
+        collection = await fill(own_store)
+        command = ("backup", "dump", tmp_path / "d", "--database-url", database_url, "--format", "json")
+        assert pgchroma(*command, prelude=self.KILL_DUMP).code == -9
+        if change == "update":
+            await own_store.update(collection.id, RecordBatch(["id-50"], documents=["changed"]))
+        elif change == "embedding":
+            await own_store.update(collection.id, RecordBatch(["id-50"], matrix([9, 9, 9, 9, 9])))
+        elif change == "delete":
+            await own_store.delete(collection.id, Filter(ids=["id-50"]))
+        elif change == "append":
+            await own_store.add(collection.id, RecordBatch(["new"], matrix([9, 9, 9, 9, 9])))
+        else:
+            await own_store.delete_collection(DEFAULT_TENANT, DEFAULT_DATABASE, "notes")
+            collection = await fill(own_store)
+        outcome = pgchroma(*command)
+        assert outcome.code == 0, outcome.stderr
+        assert outcome.json["reused_records"] == kept
+        await bring(database_url, tmp_path / "d", rename="copied")
+        assert await digests(own_store, await named(own_store, "notes", tenant="copied")) == await digests(
+            own_store, collection
+        )
+
+    async def test_a_killed_load_is_continued_and_was_not_visible(
+        self, own_store: Store, database_url: str, tmp_path: Path
+    ) -> None:
+        collection = await fill(own_store)
+        take(database_url, tmp_path / "d", DEFAULT_DATABASE, "notes")
+        command = (
+            "backup",
+            "load",
+            tmp_path / "d",
+            "--as",
+            "copy",
+            "--database-url",
+            database_url,
+            "--format",
+            "json",
+        )
+        assert pgchroma(*command, prelude=self.KILL_LOAD).code == -9
+        assert await own_store.find_collection(DEFAULT_TENANT, DEFAULT_DATABASE, "copy") is None
+        strays = {item.id: item for item in await check_database(database_url)}["stray-tables"]
+        assert strays.status == "ok", strays.detail
+        outcome = pgchroma(*command)
+        assert outcome.code == 0, outcome.stderr
+        assert outcome.json["continued"] == 120
+        assert await digests(own_store, await named(own_store, "copy")) == await digests(
+            own_store, collection
+        )
+        require_whole(database_url)
+
+    async def test_a_killed_merge_is_continued(
+        self, own_store: Store, database_url: str, tmp_path: Path
+    ) -> None:
+        collection = await fill(own_store)
+        take(database_url, tmp_path / "d", DEFAULT_DATABASE, "notes")
+        await own_store.delete(collection.id, Filter(ids=[f"id-{number}" for number in range(20, 200)]))
+        command = (
+            "backup",
+            "load",
+            tmp_path / "d",
+            "--if-exists",
+            "merge",
+            "--database-url",
+            database_url,
+            "--format",
+            "json",
+        )
+        assert pgchroma(*command, prelude=self.KILL_LOAD.replace("stage", "merge")).code == -9
+        outcome = pgchroma(*command)
+        assert outcome.code == 0, outcome.stderr
+        assert outcome.json["continued"] == 120
+        assert await own_store.count(collection.id) == ROWS - 1
+        require_whole(database_url)
+
+    async def test_an_abandoned_load_can_be_discarded(
+        self, own_store: Store, database_url: str, tmp_path: Path
+    ) -> None:
+        await fill(own_store)
+        take(database_url, tmp_path / "d", DEFAULT_DATABASE, "notes")
+        command = ("backup", "load", tmp_path / "d", "--as", "copy", "--database-url", database_url)
+        assert pgchroma(*command, prelude=self.KILL_LOAD).code == -9
+        outcome = pgchroma(
+            "backup", "load", tmp_path / "d", "--discard", "--database-url", database_url, "--format", "json"
+        )
+        assert outcome.json == {"discarded": ["default_tenant/default_database/copy"]}
+        require_whole(database_url)
+
+
+async def test_a_dump_shows_one_moment_although_writes_go_on(
+    own_store: Store, database_url: str, tmp_path: Path
+) -> None:
+    first, second = await make(own_store, "first"), await make(own_store, "second")
+    stop = asyncio.Event()
+
+    async def write() -> None:
+        number = 0
+        while not stop.is_set():
+            # Always to the first before the second.
+            await own_store.add(first.id, batch([f"r{number}"]))
+            await own_store.add(second.id, batch([f"r{number}"]))
+            number += 1
+
+    writing = asyncio.create_task(write())
+    counts = []
+    for attempt in range(4):
+        done = await asyncio.to_thread(take, database_url, tmp_path / str(attempt))
+        counts.append([item.records for item in done.manifest.collections])
+    stop.set()
+    await writing
+    assert all(one - other in (0, 1) for one, other in counts), counts
+
+
+async def test_sparse_vectors_are_searched_after_a_load(
+    own_store: Store, database_url: str, tmp_path: Path
+) -> None:
+    schema = {
+        "keys": {
+            "sparse": {"sparse_vector": {"sparse_vector_index": {"enabled": True, "config": {"bm25": False}}}}
+        }
+    }
+    collection = await own_store.create_collection(DEFAULT_TENANT, DEFAULT_DATABASE, "hybrid", schema=schema)
+    vectors = [
+        {"sparse": {"#type": "sparse_vector", "indices": [number, 100], "values": [1.0, 0.5]}}
+        for number in range(3)
+    ]
+    await own_store.add(collection.id, batch(["a", "b", "c"], metadatas=vectors))
+    take(database_url, tmp_path / "d", DEFAULT_DATABASE, "hybrid")
+    await bring(database_url, tmp_path / "d", rename="copy")
+    await bring(database_url, tmp_path / "d", policy="merge")
+    with psycopg.connect(database_url) as connection:
+        for name in ("hybrid", "copy"):
+            row = connection.execute(
+                "SELECT table_number FROM pgchroma.collections WHERE name = %s", [name]
+            ).fetchone()
+            assert row is not None
+            query = sql.SQL("SELECT r.id, s.dims FROM {} s JOIN {} r ON r.seq = s.record_seq ORDER BY 1")
+            found = connection.execute(query.format(sparse.table(row[0]), tables.records(row[0]))).fetchall()
+            assert found == [("a", [0, 100]), ("b", [1, 100]), ("c", [2, 100])]
+
+
+async def test_folders_that_hold_something_else_are_refused(
+    own_store: Store, database_url: str, tmp_path: Path
+) -> None:
+    await fill(own_store, rows=10)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").write_text("")
+    with pytest.raises(RefusedError, match="is not empty"):
+        take(database_url, tmp_path / "other")
+    take(database_url, tmp_path / "d")
+    with pytest.raises(RefusedError, match="finished dump"):
+        take(database_url, tmp_path / "d")
+    with pytest.raises(NotFoundError, match="default_tenant/default_database/nothing does not exist"):
+        take(database_url, tmp_path / "e", DEFAULT_DATABASE, "nothing")
+    with pytest.raises(RefusedError, match="of something else"):
+        take(database_url, tmp_path / "e", DEFAULT_DATABASE, "notes")
+    with pytest.raises(ConfigurationError, match="without its database"):
+        take(database_url, tmp_path / "f", None, "notes")
+
+
+async def test_dumps_are_for_their_owner_only(own_store: Store, database_url: str, tmp_path: Path) -> None:
+    await fill(own_store, rows=10)
+    take(database_url, tmp_path / "d")
+    assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
+    for path in (tmp_path / "d").rglob("*.*"):
+        assert path.stat().st_mode & 0o077 == 0, path
