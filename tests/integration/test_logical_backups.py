@@ -22,7 +22,7 @@ from pgchroma.errors import (
     VerificationError,
 )
 from pgchroma.migrate.digest import record_digest
-from pgchroma.store import Store, dumps, loads, sparse, tables
+from pgchroma.store import Store, dumps, loads, sketches, sparse, tables
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection, Filter, RecordBatch
 from pgchroma.verify.database import check_database
 from support.command import pgchroma
@@ -386,7 +386,7 @@ class TestDamage:
         async def spoiled(connection: Any, begun: Any, source: Any, chunk: Any) -> Any:
             result = await original(connection, begun, source, chunk)
             query = sql.SQL("UPDATE {} SET uri = 'x' WHERE id = 'id-50'")
-            await connection.execute(query.format(tables.records(result.table_number)))
+            await connection.execute(query.format(tables.records(result.table_number or 0)))
             return result
 
         monkeypatch.setattr(loads, "stage", spoiled)
@@ -547,6 +547,31 @@ async def test_a_dump_shows_one_moment_although_writes_go_on(
     stop.set()
     await writing
     assert all(one - other in (0, 1) for one, other in counts), counts
+
+
+async def test_filters_work_as_fast_after_a_load(own_store: Store, database_url: str, tmp_path: Path) -> None:
+    """Long vectors have sketches beside their records, which a dump does not hold."""
+    collection = await make(own_store, "long")
+    values = np.random.default_rng(2).normal(size=(90, 128)).astype(np.float32)
+    await own_store.add(collection.id, RecordBatch([f"r{number}" for number in range(90)], values))
+    take(database_url, tmp_path / "d", DEFAULT_DATABASE, "long")
+    await bring(database_url, tmp_path / "d", rename="copy")
+    await own_store.delete(collection.id, Filter(ids=["r1", "r50"]))
+    await own_store.upsert(collection.id, RecordBatch(["r2"], values[:1]))
+    await bring(database_url, tmp_path / "d", policy="merge")
+    with psycopg.connect(database_url) as connection:
+        found: dict[str, dict[str, str]] = {}
+        for name in ("long", "copy"):
+            row = connection.execute(
+                "SELECT table_number, sketch, unit_length FROM pgchroma.collections WHERE name = %s", [name]
+            ).fetchone()
+            assert row is not None
+            assert row[1:] == (3, False)
+            query = sql.SQL("SELECT id, sketch::text FROM {}").format(tables.records(row[0]))
+            found[name] = dict(connection.execute(query).fetchall())
+    assert found["long"] == found["copy"]
+    packed = sketches.encode(values, 3)
+    assert found["copy"]["r7"] == sketches.text(packed[7], 128, 3)
 
 
 async def test_sparse_vectors_are_searched_after_a_load(

@@ -23,7 +23,7 @@ from pgchroma.store import tables
 _KINDS: Final = {"records": "r", "vectors": "v", "sparse": "s"}
 # Only collections with an index of sparse vectors have it.
 _OPTIONAL: Final = {"sparse"}
-_SENT: Final = {"vector", "halfvec", "sparsevec"}
+_SENT: Final = {"vector", "halfvec", "sparsevec", "bit", "varbit"}
 _AS_THEY_ARE: Final = {"int8", "int4", "int2", "text", "bool", "uuid", "bytea", "timestamptz"}
 
 _COLLECTIONS: Final = (

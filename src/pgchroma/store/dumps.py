@@ -5,6 +5,7 @@ numbers `seq`, `vseq` and `record_seq` set to zero: they mean something in one d
 always are the same bytes. PostgreSQL sends each tuple as one message, so that no tuple has to be taken apart here.
 """
 
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,7 @@ from psycopg import sql
 
 from pgchroma.errors import SourceChangedError
 from pgchroma.store import tables, vectors
+from pgchroma.types import Float32Matrix
 
 MAX_ROWS: Final = 8_192
 # Of records, and of vectors; a chunk is cut at whichever comes first.
@@ -25,6 +27,7 @@ _HEADER: Final = len(vectors.COPY_HEADER)
 _FIRST, _SECOND = slice(6, 14), slice(18, 26)
 # Fields, two numbers and the vector's length word, dimension and unused word around the floats.
 _AROUND_VECTOR: Final = 34
+_NINE_FIELDS: Final = b"\x00\x09"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +59,55 @@ def _offsets(lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
     )
 
 
-def _numbered(chunk: Chunk, seqs: NDArray[np.int64]) -> tuple[bytes, bytes]:
-    """Return the tuples of records and vectors with their numbers set."""
-    eight = seqs.astype(">i8").view(np.uint8).reshape(-1, 8)
+def _big_endian(seqs: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return seqs.astype(">i8").view(np.uint8).reshape(-1, 8)
+
+
+def _numbered_records(chunk: Chunk, seqs: NDArray[np.int64]) -> bytes:
+    """Return the tuples of records with their numbers set."""
     records = np.frombuffer(bytearray(chunk.records), dtype=np.uint8)
     starts = _offsets(chunk.lengths)[:, None]
-    embeddings = np.frombuffer(bytearray(chunk.vectors), dtype=np.uint8).reshape(chunk.rows, -1)
     for place in (_FIRST, _SECOND):
-        records[starts + np.arange(place.start, place.stop)] = eight
-        embeddings[:, place] = eight
-    return records.tobytes(), embeddings.tobytes()
+        records[starts + np.arange(place.start, place.stop)] = _big_endian(seqs)
+    return records.tobytes()
 
 
-def copy_streams(chunk: Chunk, seqs: NDArray[np.int64]) -> tuple[bytes, bytes]:
-    """Return COPY BINARY streams for a records and a vectors table; `seqs`, shape (rows,), number both."""
-    return tuple(  # type: ignore[return-value]
-        vectors.COPY_HEADER + stream + vectors.COPY_TRAILER for stream in _numbered(chunk, seqs)
+def _numbered_vectors(chunk: Chunk, seqs: NDArray[np.int64]) -> bytes:
+    """Return the tuples of vectors with their numbers set."""
+    tuples = np.frombuffer(bytearray(chunk.vectors), dtype=np.uint8).reshape(chunk.rows, -1)
+    for place in (_FIRST, _SECOND):
+        tuples[:, place] = _big_endian(seqs)
+    return tuples.tobytes()
+
+
+def embeddings_of(chunk: Chunk) -> Float32Matrix:
+    """Return a chunk's embeddings, shape (rows, dimension)."""
+    tuples = np.frombuffer(chunk.vectors, dtype=np.uint8).reshape(chunk.rows, -1)
+    return np.ascontiguousarray(tuples[:, _AROUND_VECTOR:]).view(">f4").astype(np.float32)
+
+
+def copy_streams(
+    chunk: Chunk, seqs: NDArray[np.int64], further: Sequence[bytes] | None
+) -> tuple[bytes, bytes]:
+    """Return COPY BINARY streams for a records and a vectors table.
+
+    Args:
+        seqs: what numbers both, shape (rows,).
+        further: a ninth field for each record, in COPY's form.
+    """
+    records, embeddings = _numbered_records(chunk, seqs), _numbered_vectors(chunk, seqs)
+    if further is not None:
+        ends = np.cumsum(chunk.lengths, dtype=np.int64).tolist()
+        parts: list[bytes] = []
+        begin = 0
+        for end, field in zip(ends, further, strict=True):
+            # The number of fields stands before the first.
+            parts += (_NINE_FIELDS, records[begin + 2 : end], field)
+            begin = end
+        records = b"".join(parts)
+    return (
+        vectors.COPY_HEADER + records + vectors.COPY_TRAILER,
+        vectors.COPY_HEADER + embeddings + vectors.COPY_TRAILER,
     )
 
 
@@ -137,18 +173,27 @@ def _chunk(
 ) -> Chunk:
     lengths = np.array([len(block) for block in blocks], dtype=np.uint32)
     last = int.from_bytes(blocks[-1][_FIRST], "big")
+    # In one message, because a message for each vector costs more than the vector.
     query = sql.SQL(
-        "COPY (SELECT vector.seq, vector.record_seq, vector.embedding FROM {} AS record JOIN {} AS vector ON vector.seq = record.vseq "
-        "WHERE record.seq > {} AND record.seq <= {} ORDER BY record.seq) TO STDOUT (FORMAT BINARY)"
-    ).format(tables.records(number), tables.embeddings(number), sql.Literal(after_seq), sql.Literal(last))
-    found = b"".join(_tuples(connection, query))
-    if len(found) != len(blocks) * (_AROUND_VECTOR + 4 * dimension):
+        "SELECT string_agg(vector_send(vector.embedding), ''::bytea ORDER BY record.seq) "
+        "FROM {} AS record JOIN {} AS vector ON vector.seq = record.vseq WHERE record.seq > %s AND record.seq <= %s"
+    ).format(tables.records(number), tables.embeddings(number))
+    with connection.cursor(binary=True) as cursor:
+        row = cursor.execute(query, [after_seq, last]).fetchone()
+    found = bytes(row[0] or b"") if row else b""
+    size = 4 + 4 * dimension
+    if len(found) != len(blocks) * size:
         raise SourceChangedError(
             f"a record up to number {last} of table r{number} has no vector of {dimension} dimensions",
             hint="run `pgchroma verify database`; the collection is damaged",
         )
-    raw = Chunk(lengths, b"".join(blocks), found, last)
-    return Chunk(lengths, *_numbered(raw, np.zeros(len(blocks), np.int64)), last)
+    tuples = np.zeros((len(blocks), _AROUND_VECTOR - 4 + size), np.uint8)
+    tuples[:, : _AROUND_VECTOR - 4] = np.frombuffer(
+        struct.pack("!hiqiqi", 3, 8, 0, 8, 0, size), dtype=np.uint8
+    )
+    tuples[:, _AROUND_VECTOR - 4 :] = np.frombuffer(found, dtype=np.uint8).reshape(len(blocks), size)
+    raw = Chunk(lengths, b"".join(blocks), b"", last)
+    return Chunk(lengths, _numbered_records(raw, np.zeros(len(blocks), np.int64)), tuples.tobytes(), last)
 
 
 def fingerprint(connection: psycopg.Connection[Any], number: int, after_seq: int, last_seq: int) -> str:

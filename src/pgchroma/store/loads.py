@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from pgchroma.errors import RefusedError, VerificationError
-from pgchroma.store import catalog, configuration, dumps, operations, sparse, tables
+from pgchroma.store import catalog, configuration, dumps, operations, sketches, sparse, tables
 from pgchroma.store import metadata as codec
 from pgchroma.store.connection import Connection
 from pgchroma.store.dumps import Catalogued, Chunk
@@ -32,6 +32,7 @@ class Load:
     policy: str
     table_number: int | None
     chunks_done: int
+    unit_length: bool = True
 
     @property
     def path(self) -> str:
@@ -113,10 +114,19 @@ async def _numbers(connection: Connection, count: int) -> NDArray[np.int64]:
 
 
 async def _copy(
-    connection: Connection, chunk: Chunk, records: sql.Identifier, embeddings: sql.Identifier
+    connection: Connection, chunk: Chunk, records: sql.Identifier, embeddings: sql.Identifier, bits: int
 ) -> None:
-    streams = dumps.copy_streams(chunk, await _numbers(connection, chunk.rows))
-    columns = (_COLUMNS, sql.SQL("seq, record_seq, embedding"))
+    """Write a chunk into two tables; `bits` per dimension of the sketches that the records table has a column for, or 0."""
+    further = None
+    if bits:
+        matrix = dumps.embeddings_of(chunk)
+        packed = sketches.encode(matrix, bits)
+        further = [sketches.copy_field(row, matrix.shape[1], bits) for row in packed]
+    streams = dumps.copy_streams(chunk, await _numbers(connection, chunk.rows), further)
+    columns = (
+        sql.SQL("{}, sketch").format(_COLUMNS) if bits else _COLUMNS,
+        sql.SQL("seq, record_seq, embedding"),
+    )
     for table, names, stream in zip((records, embeddings), columns, streams, strict=True):
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table, names)
         async with connection.cursor() as cursor, cursor.copy(statement) as copy:
@@ -126,9 +136,17 @@ async def _copy(
 async def stage(connection: Connection, load: Load, source: Catalogued, chunk: Chunk) -> Load:
     """Write the next chunk into the load's own tables; RefusedError when another process does."""
     load = await _advance(connection, load)
-    number = load.table_number
+    number, dimension = load.table_number, source.dimension
     assert number is not None  # noqa: S101 - a collection with chunks has a dimension
-    await _copy(connection, chunk, tables.records(number), tables.embeddings(number))
+    assert dimension is not None  # noqa: S101 - likewise
+    await _copy(
+        connection, chunk, tables.records(number), tables.embeddings(number), sketches.levels(dimension)
+    )
+    if load.unit_length and not sketches.all_unit(dumps.embeddings_of(chunk)):
+        await connection.execute(
+            sql.SQL("UPDATE pgchroma.loads SET unit_length = false WHERE {}").format(_KEY), load._key
+        )
+        load = replace(load, unit_length=False)
     collection = as_collection(source, number)
     if configuration.sparse_key(collection.schema) is not None:
         await _index_sparse(connection, collection, tables.records(number), chunk.rows)
@@ -165,13 +183,16 @@ async def merge(connection: Connection, load: Load, target: Collection, chunk: C
         "sr": sql.Identifier("pg_temp", "staged_records"),
         "sv": sql.Identifier("pg_temp", "staged_vectors"),
         "dimension": sql.Literal(dimension),
+        "sketch": sql.SQL(", sketch" if target.sketch else ""),
+        "new_sketch": sql.SQL(", sketch = s.sketch" if target.sketch else ""),
     }
     for statement in (
         "CREATE TEMP TABLE staged_records (LIKE {r}) ON COMMIT DROP",
         "CREATE TEMP TABLE staged_vectors (seq bigint, record_seq bigint, embedding vector({dimension})) ON COMMIT DROP",
     ):
         await connection.execute(sql.SQL(statement).format(**names))
-    await _copy(connection, chunk, names["sr"], names["sv"])  # type: ignore[arg-type]
+    await _copy(connection, chunk, names["sr"], names["sv"], target.sketch)  # type: ignore[arg-type]
+    await sketches.note_lengths(connection, target, dumps.embeddings_of(chunk))
     await connection.execute("ANALYZE staged_records")
     # In the order in which every write locks records.
     cursor = await connection.execute(
@@ -185,10 +206,10 @@ async def merge(connection: Connection, load: Load, target: Collection, chunk: C
     )
     for statement in (
         "UPDATE {sv} n SET record_seq = r.seq FROM {sr} s JOIN {r} r ON r.id = s.id WHERE n.seq = s.seq",
-        "UPDATE {r} r SET vseq = s.seq, document = s.document, metadata = s.metadata, metadata_exact = s.metadata_exact, uri = s.uri "
+        "UPDATE {r} r SET vseq = s.seq, document = s.document, metadata = s.metadata, metadata_exact = s.metadata_exact, uri = s.uri{new_sketch} "
         "FROM {sr} s WHERE s.id = r.id",
-        "INSERT INTO {r} (seq, vseq, id, id_full, document, metadata, metadata_exact, uri) "
-        "SELECT seq, vseq, id, id_full, document, metadata, metadata_exact, uri FROM {sr} s "
+        "INSERT INTO {r} (seq, vseq, id, id_full, document, metadata, metadata_exact, uri{sketch}) "
+        "SELECT seq, vseq, id, id_full, document, metadata, metadata_exact, uri{sketch} FROM {sr} s "
         "WHERE NOT EXISTS (SELECT FROM {r} r WHERE r.id = s.id) ORDER BY id",
         "INSERT INTO {v} (seq, record_seq, embedding) SELECT seq, record_seq, embedding FROM {sv}",
     ):
@@ -274,14 +295,22 @@ async def publish(
             source.schema,
             source.dimension,
             load.table_number,
+            sketches.levels(source.dimension) if source.dimension is not None else 0,
+            load.unit_length,
         ]
         old = None
         if existing:
             ident, old = existing
-            await connection.execute("DELETE FROM pgchroma.index_segments WHERE collection_id = %s", [ident])
+            for segments in ("index_segments", "record_segments"):
+                await connection.execute(
+                    sql.SQL("DELETE FROM {} WHERE collection_id = %s").format(
+                        sql.Identifier("pgchroma", segments)
+                    ),
+                    [ident],
+                )
             await connection.execute(
                 "UPDATE pgchroma.collections SET metadata = %s::jsonb, metadata_exact = %s, configuration = %s::jsonb, "
-                "schema = %s::jsonb, dimension = %s, table_number = %s WHERE id = %s",
+                "schema = %s::jsonb, dimension = %s, table_number = %s, sketch = %s, unit_length = %s WHERE id = %s",
                 [*values, ident],
             )
             if old is not None:
@@ -291,7 +320,7 @@ async def publish(
             ident = uuid4() if await cursor.fetchone() else UUID(source.id)
             await connection.execute(
                 "INSERT INTO pgchroma.collections (id, database_id, name, metadata, metadata_exact, configuration, schema, dimension, "
-                "table_number) SELECT %s, id, %s, %s::jsonb, %s, %s::jsonb, %s::jsonb, %s, %s FROM pgchroma.databases "
+                "table_number, sketch, unit_length) SELECT %s, id, %s, %s::jsonb, %s, %s::jsonb, %s::jsonb, %s, %s, %s, %s FROM pgchroma.databases "
                 "WHERE tenant = %s AND name = %s",
                 [ident, load.name, *values, load.tenant, load.database],
             )

@@ -9,6 +9,7 @@ CREATE TABLE pgchroma.loads (
     name text COLLATE "C" NOT NULL,
     policy text NOT NULL CHECK (policy IN ('fail', 'replace', 'merge')),
     table_number bigint,
+    unit_length boolean NOT NULL DEFAULT true,
     chunks_done integer NOT NULL DEFAULT 0,
     started_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
