@@ -125,7 +125,7 @@ _TEXT_CONDITIONS = st.one_of(
     st.builds(
         lambda operator, pattern: {operator: pattern},
         st.sampled_from(["$regex", "$not_regex"]),
-        st.sampled_from(["", "x", "^a [a-z]+$", "fox|ÄÖ", r"[0-9]+%", r"\\$", "\x00"]),
+        st.sampled_from(["", "x", "^a [a-z]+", "fox|ÄÖ", r"[0-9]+%", r"\\", "\x00"]),
     ),
 )
 

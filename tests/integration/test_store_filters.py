@@ -80,9 +80,9 @@ ARRAYS = st.one_of(*(st.lists(kind, min_size=1, max_size=3) for kind in KINDS))
 LISTS = ARRAYS
 DOCUMENTS = st.none() | st.text("ab%_\\'ß\x00\n ", max_size=6)
 NEEDLES = st.text("ab%_\\'ß\x00\n", max_size=2)
-# Python's and Rust's engine agree on these.
+# Python's and Rust's engine agree on these; not on `$`, which Python takes for the place before a last line break, too.
 PATTERNS = st.sampled_from(
-    [r"a.b", r"^a", r"(?i)B", r"[ab]{2}", r"\\", r"_|%", r"(?s)a.", r"ß\s?a", r"\x00", r"b$"]
+    [r"a.b", r"^a", r"(?i)B", r"[ab]{2}", r"\\", r"_|%", r"(?s)a.", r"ß\s?a", r"\x00", r"b_?%"]
 )
 RECORDS = st.lists(
     st.tuples(

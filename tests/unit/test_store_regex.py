@@ -49,6 +49,45 @@ from pgchroma.store.regex import Regex
         (r"\x00", ["a\x00b"], ["a0b"]),
         (r"\.\*\+\?\(\)\|\^\$\\\/\#\-\&\~", [".*+?()|^$\\/#-&~"], ["x"]),
         (r"a+?b*?", ["a"], ["b"]),
+        (r"^a**$", ["", "aaa"], ["b"]),
+        (r"^a{2}{3}$", ["aaaaaa"], ["aaaaa"]),
+        # Borders of words are those of Unicode.
+        (r"\bcafé\b", ["ein café hier", "café"], ["cafés", "xcafé"]),
+        (r"é\b", ["café!", "é"], ["éa", "éß"]),
+        (r"\bß\b", ["a ß b"], ["aß", "ßa"]),
+        (r"^\b漢", ["漢字"], ["a漢"]),
+        (r"字\b$", ["漢字"], ["字!"]),
+        (r"\b(cat|dog\b)\b", ["ü cat", "ü dog"], ["ü cats"]),
+        (r"\bé{1}\b{2}(?:\b)+", ["é"], ["éa"]),
+        (r"\b*é\B{0,1}$", ["aé"], ["éa"]),
+        (r"\Bé", ["café"], ["é", "x é"]),
+        (r"é\B", ["éa"], ["é", "é x"]),
+        (r"ü\B.\b", ["üx!"], ["ü x"]),
+        (r"(?m)^\bü\b$", ["a\nü\nb"], ["a\nüb"]),
+        (r"\b[^a]ü", [" bü"], ["aü"]),
+        (r"\b.ü", ["xü"], [" ü"]),
+        (r"(?i)\bÉ", ["ein é"], ["xé"]),
+        (r"^[\W]\b", ["!é"], ["éé"]),
+        # Set operations, classes within classes.
+        (r"^[\p{L}--a]+$", ["bä"], ["a"]),
+        (r"^[a-z&&[^aeiou]]+$", ["xyz"], ["xyza"]),
+        (r"^[a-d~~c-f]+$", ["abef"], ["c"]),
+        (r"^[[a-c][x-z]]+$", ["axc"], ["m"]),
+        (r"^[^[a-c]--b]$", ["b", "x"], ["a"]),
+        (r"^[\w--\p{Greek}&&[^0-9]]+$", ["abä"], ["α", "1"]),
+        (r"(?i)^[\p{L}--b]+$", ["aC"], ["B"]),
+        (r"^[^\W\d]+$", ["aä_"], ["1", "!"]),
+        (r"^[\S]+$", ["ä"], ["\u00a0"]),
+        (r"^[^\u{0}-\u{7f}]$", ["ä", "🙂"], ["a"]),
+        # White space and comments in patterns.
+        ("(?x) a \\ b # b\n c", ["a bc"], ["abc", "a b c"]),
+        (r"(?x: a b ) c", ["ab c"], ["abc"]),
+        (r"(?x)[ a b ]{1,2}\ ", ["ab "], ["  "]),
+        (r"(?x-i)a", ["a"], ["A"]),
+        # Properties by their long names.
+        (r"^\p{Letter}\p{gc=Lu}\p{Script=Greek}\p{^L}$", ["aAα1"], ["aaα1"]),
+        (r"^\p{Old_Italic}\p{sc=Cyrillic}\p{Uppercase_Letter}$", ["\U00010300жA"], ["aaa"]),
+        (r"^\p{any}\p{ascii}$", ["äa"], ["ää"]),
     ],
 )
 def test_patterns_find_what_rust_finds(pattern: str, found: list[str], not_found: list[str]) -> None:
@@ -59,8 +98,8 @@ def test_patterns_find_what_rust_finds(pattern: str, found: list[str], not_found
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(", ")", "[", "[z-a]", "*", "a**", "(?=a)", "(?!a)", "(?<=a)b", "(?<!a)b", r"(a)\1", "\\", r"\p{Nope}", r"\y",
-     "a{2,1}", "a{2,", "a{x}", "{", r"\Qa\E", r"\C", r"[\p{L}--a]", "[a&&b]", "[a~~b]", "[a[b]]", r"\u{zz}", r"\u00"],
+    ["(", ")", "[", "[z-a]", "*", "|*", "(?i)*", "(?R)$", "(?-u)a", "(?ii)a", r"\b{start}", "[\\d-z]", "(?P<n>a)(?<n>b)", "(?", "(?=a)", "(?!a)", "(?<=a)b", "(?<!a)b", r"(a)\1", "\\", r"\p{Nope}", r"\y",
+     "a{2,1}", "a{2,", "a{x}", "{", r"\Qa\E", r"\C", "[a&&b]", "[a[b]", r"[^\s\S\W]", r"\u{zz}", r"\u{d800}", r"\x{110000}", "(" * 1000, r"\u00"],
 )  # fmt: skip
 def test_what_rust_refuses_or_re2_would_misread_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^Regex syntax errror: regex parse error:\n"):

@@ -1,105 +1,25 @@
 """`$regex` in the syntax Chroma documents (Rust's), run by RE2: linear time, no look-around, no back-references.
 
-PostgreSQL's own engine differs in `.`, `\\b`, `\\p{..}` and flags, and accepts look-ahead; RE2 agrees with Rust except that its
-`\\d`, `\\w` and `\\s` know ASCII only, so these are rewritten to Unicode classes first. What RE2 would silently read in another way
-is refused: set operations (`[\\p{L}--a]`), classes within classes, `\\Q..\\E`, `\\C`, loose braces. Left to itself: `\\b`, and `\\W`
-and `\\S` inside of brackets, stay ASCII; `(?x)` is an error.
+PostgreSQL's own engine differs in `.`, `\\b`, `\\p{..}` and flags, and accepts look-ahead; RE2 agrees with Rust except that its `\\d`,
+`\\w`, `\\s` and `\\b` know ASCII only and that it has neither set operations within brackets nor `(?x)`. So the pattern is parsed and
+written anew (regex_syntax.py). Refused: `(?R)`, `(?-u)`, `\\b{start}` and its like.
 """
 
-import re
+import functools
+import itertools
+from typing import Any
 
 import re2
 
 from pgchroma.errors import InvalidArgumentError
+from pgchroma.store import regex_classes, regex_syntax
 
-_UNICODE_CLASSES = {
-    "d": r"\p{Nd}",
-    "w": r"\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}",
-    "s": r"\s\x{0B}\x{85}\p{Z}",
-}
-_NEGATED_INSIDE = {"D": r"\P{Nd}"}
-# RE2 knows these escapes, Rust does not.
-_FOREIGN_ESCAPES = "QEC"
-_HEX_DIGITS = {"u": 4, "U": 8}
-_SET_OPERATORS = ("--", "&&", "~~")
-_REPETITION = re.compile(r"\{\d+(,\d*)?\}")
+_WORD = f"[{regex_classes.SHORTHANDS['w']}]+"
 
 
-class _Translator:
-    """Turns a pattern of Rust's into one that RE2 understands alike; ValueError for what it would read differently."""
-
-    def __init__(self, pattern: str) -> None:
-        self._pattern = pattern
-        self._position = 0
-        self._in_class = False
-
-    def translate(self) -> str:
-        out = []
-        while self._position < len(self._pattern):
-            out.append(self._escape() if self._at("\\") else self._character())
-        return "".join(out)
-
-    def _at(self, text: str) -> bool:
-        return self._pattern.startswith(text, self._position)
-
-    def _take(self, count: int) -> str:
-        taken = self._pattern[self._position : self._position + count]
-        self._position += count
-        return taken
-
-    def _escape(self) -> str:
-        escape = self._take(2)
-        letter = escape[1:]
-        if letter and letter in _FOREIGN_ESCAPES:
-            raise ValueError(f"unrecognized escape sequence: {escape}")
-        if letter in _HEX_DIGITS:
-            return r"\x" if self._at("{") else rf"\x{{{self._hex_digits(_HEX_DIGITS[letter])}}}"
-        if letter in ("p", "P", "x") and self._at("{"):
-            # As it is, lest the braces be taken for a repetition.
-            end = self._pattern.find("}", self._position)
-            return escape + self._take(end + 1 - self._position if end >= 0 else 1)
-        if letter in _UNICODE_CLASSES:
-            body = _UNICODE_CLASSES[letter]
-            return body if self._in_class else f"[{body}]"
-        if self._in_class:
-            return _NEGATED_INSIDE.get(letter, escape)
-        return f"[^{_UNICODE_CLASSES[letter.lower()]}]" if letter.lower() in _UNICODE_CLASSES else escape
-
-    def _hex_digits(self, count: int) -> str:
-        digits = self._take(count)
-        if len(digits) < count:
-            raise ValueError("incomplete escape sequence, reached end of pattern prematurely")
-        return digits
-
-    def _character(self) -> str:
-        if not self._in_class:
-            if self._at("{"):
-                repetition = _REPETITION.match(self._pattern, self._position)
-                if repetition is None:
-                    raise ValueError("repetition quantifier expects a valid decimal")
-                return self._take(len(repetition.group()))
-            return self._open_class() if self._at("[") else self._take(1)
-        if self._at("[:"):
-            end = self._pattern.find(":]", self._position)
-            return self._take(end + 2 - self._position if end >= 0 else 1)
-        if self._at("[") or any(map(self._at, _SET_OPERATORS)):
-            raise ValueError("set operations and classes within classes are not supported")
-        self._in_class = not self._at("]")
-        return self._take(1)
-
-    def _open_class(self) -> str:
-        self._in_class = True
-        out = self._take(1)
-        if self._at("^"):
-            out += self._take(1)
-        # A bracket or hyphen right after the opening one is a literal.
-        if self._at("]"):
-            self._take(1)
-            out += r"\]"
-        while self._at("-"):
-            self._take(1)
-            out += r"\-"
-        return out
+@functools.cache
+def _words() -> Any:  # noqa: ANN401 - RE2 comes without types
+    return re2.compile(_WORD)
 
 
 class Regex:
@@ -110,17 +30,52 @@ class Regex:
     """
 
     def __init__(self, pattern: str) -> None:
-        options = re2.Options()
-        options.log_errors = False
+        self._pattern = pattern
         try:
-            self._compiled = re2.compile(_Translator(pattern).translate(), options)
+            self._parsed = regex_syntax.parse(pattern)
+            self._plain = _compiled(self._parsed.write(False))
         except (re2.error, ValueError) as error:
-            reason = error.args[0]
-            text = reason.decode() if isinstance(reason, bytes) else str(reason)
-            raise InvalidArgumentError(
-                f"Regex syntax errror: regex parse error:\n    {pattern}\nerror: {text}"
-            ) from error
+            raise self._refused(error) from error
+        self._marked: Any = None
+
+    def _refused(self, error: Exception) -> InvalidArgumentError:
+        reason = error.args[0]
+        text = reason.decode() if isinstance(reason, bytes) else str(reason)
+        return InvalidArgumentError(
+            f"Regex syntax errror: regex parse error:\n    {self._pattern}\nerror: {text}"
+        )
 
     def matches(self, document: str) -> bool:
         """Whether the pattern is found anywhere in `document`."""
-        return self._compiled.search(document) is not None
+        if not (self._parsed.borders or self._parsed.elsewheres) or document.isascii():
+            return self._plain.search(document) is not None
+        if regex_syntax.BORDER in document or regex_syntax.ELSEWHERE in document:
+            # Noncharacters that no text should have; there, borders are those of ASCII words.
+            return self._plain.search(document) is not None
+        if self._marked is None:
+            try:
+                self._marked = _compiled(self._parsed.write(True))
+            except (re2.error, ValueError) as error:
+                raise self._refused(error) from error
+        return self._marked.search(self._with_markers(document)) is not None
+
+    def _with_markers(self, document: str) -> str:
+        """Return a text with as many markers at each place as the pattern may ask for in a row."""
+        borders = {place for match in _words().finditer(document) for place in match.span()}
+        border = regex_syntax.BORDER * (self._parsed.borders + self._parsed.elsewheres)
+        elsewhere = regex_syntax.ELSEWHERE * len(border) if self._parsed.elsewheres else ""
+        if not elsewhere:
+            places = [0, *sorted(borders), len(document)]
+            pieces = [document[start:end] for start, end in itertools.pairwise(places)]
+            # Every border stands between two pieces; the ends of the text may be borders, too.
+            return border.join(pieces)
+        return "".join(
+            (border if place in borders else elsewhere) + document[place : place + 1]
+            for place in range(len(document) + 1)
+        )
+
+
+def _compiled(pattern: str) -> Any:  # noqa: ANN401 - RE2 comes without types
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(pattern, options)

@@ -103,9 +103,14 @@ NUL = Deviation(
     "Upstream's full-text index takes `$contains` of U+0000 for an empty text, which every document contains.",
 )
 REGEX = Deviation(
-    "Regular expressions are run by RE2",
-    "The syntax is Rust's, as documented by Chroma, and so is what matches; linear in time, too. A pattern that RE2 would read otherwise is refused with "
-    "400 rather than misread: set operations within brackets (`[\\p{L}--a]`), `(?x)`, `(?R)`, `\\b{start}`, repeated repetitions (`a**`).",
+    "A few patterns are refused",
+    "Patterns are in Rust's syntax and find what Rust's engine finds, in linear time; here RE2 runs them. It has nothing for `(?R)` and `\\b{start}` and "
+    "its like: 400. A class that matches nothing is refused by both, in other words.",
+)
+LIMITS = Deviation(
+    "Filters and searches have limits that are named",
+    "Depth and size of a filter, `n_results`, dimensions and the time of a request are bounded by settings (CHROMA_SERVER_SETUP.md); the 4xx names the one "
+    "that was met.",
 )
 DEPTH = Deviation(
     "JSON may be nested about 1,000 deep",

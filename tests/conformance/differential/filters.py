@@ -228,7 +228,14 @@ WHERE = Scenario(
             for clause in ({"a": {"$ne": 1}}, {"a": {"$bad": 1}}, {"#document": {"$regex": "("}})
         ),
         Step("POST", "{c}/get", {"where": _nested(20), "include": []}, only=_IDS),
-        Step("POST", "{c}/get", {"where": _nested(60), "include": []}, only=_IDS),
+        Step(
+            "POST",
+            "{c}/get",
+            {"where": _nested(60), "include": []},
+            only=_IDS,
+            differs=because.LIMITS,
+            ours=400,
+        ),
         Step("POST", "{c}/get", {"where": {"$or": [{"a": n} for n in range(500)]}, "include": []}, only=_IDS),
         Step("POST", "{c}/get", {"where": {"a": {"$in": list(range(2000))}}, "include": []}, only=_IDS),
         Step("POST", "{c}/get", {"where": {"k" * 5000: "v" * 5000}, "include": []}, only=_IDS),
@@ -241,9 +248,9 @@ _PATTERNS = [
     "[^a-zA-Z0-9 ]", "ABC|xyz", r"\x41BC", r"\x{41}BC", r"\s", ".", "(?i)c(?-i)at", r"^\w\w ", r"\z", r"\A", r"(?P<n>a)", "(?<n>a)", r"[\p{L}--a]",
     "(?=a)", "(?!a)", "(?<=a)b", r"(a)\1", "*", "a**", "[", "(", ")", "]", "{", "}", "a{,2}", "a{2}", "[z-a]", r"\q", r"\Qa\E", "(?x) a b c", r"\u0041BC",
     r"[\d\s]", r"[^\w]", r"\D", r"\W", r"\S", "(?U)a+", r"[a&&b]", r"\pL", r"\p{Greek}", r"\p{nope}", "a|", "|", "(?:)", "\x00", "ß", "[Ä-Ö]", r"\.", "%", "_", "'",
-    r"\t", r"\r\n", "(?R)$", r"\b{start}", "x*", "(a|b)+c", "(?i)abc ABC", "(?i)[a-c]{3}", "(?i)ß", "(?i)ẞ",
+    r"\t", r"\r\n", "(?R)$", r"\b{start}", "x*", "(a|b)+c", "(?i)abc ABC", "(?i)[a-c]{3}", "(?i)ß", "(?i)ẞ", r"\bß\b", r"stra\Bß", r"Ö\b", r"\bÖ", "(?x) ß # street", r"[\p{L}--[A-Z]]{4}", r"[\w&&\P{L}]", "[x[y-z]]",
 ]  # fmt: skip
-_REFUSED_PATTERNS = (r"[\p{L}--a]", "a**", "(?x) a b c", "[a&&b]", "(?R)$", r"\b{start}")
+_REFUSED_PATTERNS = ("[a&&b]", "(?R)$", r"\b{start}")
 _TEXTS: list[Any] = [
     "ÄÖ", "äö", "l1\nl2", "", "ss", "ß", "\\", "'", '"', "%", "_", "a_b", "ab", "100%", "ABC", "abc", "bc a", "🦊", "\x00", "\r\n", "x" * 5000, " ",
     None, 5, True, [], ["x"], {}, {"a": 1},
