@@ -11,5 +11,4 @@ PAGE = (Path(__file__).parents[2] / "docs/CONFORMANCE.md").read_text()
 def test_every_test_that_cannot_pass_is_explained_and_no_other() -> None:
     explained = re.findall(r"^\| `(test_\w+)` \|", PAGE, re.MULTILINE)
     assert sorted(explained) == sorted(upstream.CANNOT_PASS)
-    assert f"| pgchroma | {upstream.PASSING_UPSTREAM} | 0 |" in PAGE
     assert f"{len(upstream.FILES)} files" in PAGE

@@ -54,6 +54,18 @@ from support.api import CHROMA, INVALID, Api, check
             "Invalid sparse vector in metadatas[0].a: 1 indices but 0 values",
         ),
         (b'{"ids":["n"],"embeddings":[[NaN,1]]}', 400, INVALID, "Failed to parse"),
+        (
+            {"ids": ["n"], "embeddings": [[1, 2]], "metadatas": [{"a": 10**400}]},
+            400,
+            INVALID,
+            "number out of range: metadatas[0].a",
+        ),
+        (
+            {"ids": ["n"], "embeddings": [[1, 2]], "metadatas": [{"a": [1.5, 10**400]}]},
+            400,
+            INVALID,
+            "number out of range: metadatas[0].a",
+        ),
         (b'{"ids":["n"],"embeddings":[[1e400,1]]}', 400, INVALID, "Failed to parse"),
     ],
 )

@@ -14,7 +14,9 @@ from chromadb.utils.embedding_functions import register_sparse_embedding_functio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgchroma.store import Store
+from pgchroma.store import Store, inspection
+from pgchroma.store.connection import Connection
+from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, RecordBatch
 from support.api import COLLECTIONS, INVALID, Api, check
 from support.server import ServerProcess
 
@@ -192,6 +194,8 @@ def test_they_are_no_part_of_filters(client: ClientAPI) -> None:
         ({"indices": [True], "values": [1]}, "got True at 0"),
         ({"indices": [1], "values": ["x"]}, "finite numbers (as float32), got 'x' at 0"),
         ({"indices": [1], "values": [1e39]}, "finite numbers (as float32), got 1e+39 at 0"),
+        ({"indices": [1], "values": [10**400]}, "finite numbers (as float32), got a huge integer at 0"),
+        ({"indices": [10**400], "values": [1]}, "got a huge integer at 0"),
         ({"indices": [1, 2], "values": [1]}, "2 indices but 1 values"),
         ({"indices": 1, "values": [1]}, "indices and values must be lists"),
         ({"indices": [1], "values": [1], "tokens": [1]}, "tokens must be a list of strings"),
@@ -246,3 +250,33 @@ async def test_they_are_in_what_is_moved(
     again = client.get_collection("again")
     assert again.get()["metadatas"] == [{"s": vector, "f": 2.0}]
     assert nearest(again, SparseVector([MAX_INDEX], [-1.0])) == ["a"]
+
+
+@pytest.mark.anyio
+async def test_their_tables_are_known_and_go_with_the_collection(
+    store: Store, module_database_url: str
+) -> None:
+    before = await _data_tables(module_database_url)
+    schema = {"defaults": {}, "keys": {"s": {"sparse_vector": {"sparse_vector_index": {"enabled": True}}}}}
+    await store.create_collection(DEFAULT_TENANT, DEFAULT_DATABASE, "tables", schema=schema)
+    made = await store.get_collection(DEFAULT_TENANT, DEFAULT_DATABASE, "tables")
+    vector = {"#type": "sparse_vector", "indices": [1], "values": [1.0]}
+    await store.add(made.id, RecordBatch(["a"], np.ones((1, 2), np.float32), metadatas=[{"s": vector}]))
+    await store.fork(made.id, "tables-fork")
+    connection = await Connection.connect(module_database_url)
+    async with connection:
+        found = await inspection.catalog(connection)
+    assert (found.missing_tables, found.stray_tables) == ((), ())
+    assert len(await _data_tables(module_database_url) - before) == 6
+    for name in ("tables", "tables-fork"):
+        await store.delete_collection(DEFAULT_TENANT, DEFAULT_DATABASE, name)
+    assert await _data_tables(module_database_url) == before
+
+
+async def _data_tables(url: str) -> set[str]:
+    connection = await Connection.connect(url)
+    async with connection:
+        cursor = await connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'pgchroma_data'"
+        )
+        return {name for (name,) in await cursor.fetchall()}

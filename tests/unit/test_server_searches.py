@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from chromadb.base_types import SparseVector
 from chromadb.execution.expression import GroupBy, K, Knn, MaxK, MinK, Search
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pgchroma import ranking
 from pgchroma.ranking import Aggregate, Operation
 from pgchroma.ranking import GroupBy as Groups
 from pgchroma.ranking import Knn as Nearest
@@ -188,3 +191,50 @@ def test_a_bomb_is_no_json() -> None:
 def test_too_many_searches_are_refused() -> None:
     with pytest.raises(HttpError, match=f"at most {searches.MAX_SEARCHES}"):
         parse(*[{}] * (searches.MAX_SEARCHES + 1))
+
+
+WORDS = st.sampled_from(
+    ["$knn", "$val", "$sum", "$mul", "$max", "$min", "$sub", "$div", "$abs", "$exp", "$log", "left", "right", "query", "key",
+     "limit", "offset", "default", "return_rank", "keys", "aggregate", "$min_k", "$max_k", "k", "#score", "#embedding", "indices",
+     "values", "tokens", "#type", "$and", "#id", "s"]
+)  # fmt: skip
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | WORDS
+    | st.just("sparse_vector")
+    | st.sampled_from([400, 5000]).map(lambda digits: 10**digits)
+)
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON, JSON, JSON, st.lists(WORDS, max_size=3))
+def test_whatever_is_sent_is_understood_or_refused(
+    where: object, expression: object, group_by: object, keys: list[str]
+) -> None:
+    select = searches.SelectPayload(keys)
+    for item in (
+        searches.SearchItem(filter=where),
+        searches.SearchItem(rank=expression, select=select),
+        searches.SearchItem(rank={"$knn": expression}),
+        searches.SearchItem(rank={"$knn": {"query": expression}}),
+        searches.SearchItem(rank={"$knn": {"query": {"indices": [1], "values": expression}, "key": "s"}}),
+        searches.SearchItem(rank={"$knn": {"query": {"indices": expression, "values": [1]}, "key": "s"}}),
+        searches.SearchItem(rank={"$val": 1}, group_by=group_by),
+        searches.SearchItem(rank={"$val": 1}, group_by={"keys": ["a"], "aggregate": group_by}),
+    ):
+        found, refusal = None, None
+        try:
+            (found,) = searches.parse(searches.SearchPayload([item]))
+        except HttpError as error:
+            refusal = error
+        assert refusal is None or (refusal.status == 400 and len(refusal.message) < 500)
+        if found is not None and found.rank is not None:
+            nothing = (np.empty(0, np.int64), np.empty(0, np.float32))
+            ranking.evaluate(found.rank, [nothing] * len(ranking.knns(found.rank)))

@@ -100,9 +100,18 @@ def _value(value: object, path: str, key: str) -> object:
     if isinstance(value, list):
         return _list(value, path, key)
     if type(value) is int and not _INT64_MIN <= value <= _INT64_MAX:
-        # Upstream reads integers beyond 64 bits as floats.
-        return float(value)
+        return _float(value, path, key)
     return value
+
+
+def _float(value: float, path: str, key: str) -> float:
+    # Upstream reads integers beyond 64 bits as floats.
+    try:
+        return float(value)
+    except OverflowError:
+        raise bad_request(
+            f"Failed to parse the request body as JSON: number out of range: {path}.{key}"
+        ) from None
 
 
 def _list(values: list[Any], path: str, key: str) -> list[Any]:
@@ -110,9 +119,9 @@ def _list(values: list[Any], path: str, key: str) -> list[Any]:
     if kinds == {int}:
         if all(_INT64_MIN <= value <= _INT64_MAX for value in values):
             return values
-        return [float(value) for value in values]
+        return [_float(value, path, key) for value in values]
     if kinds == {int, float}:
-        return [float(value) for value in values]
+        return [_float(value, path, key) for value in values]
     if len(kinds) == 1 and kinds <= {str, float, bool}:
         return values
     raise _no_variant(path, key)

@@ -253,12 +253,17 @@ def _number(value: object, path: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise bad_request(f"{path}: expected a number, got {_shown(value)}")
     with np.errstate(over="ignore"):
-        single = float(np.float32(value)) if abs(value) < 1e300 else math.inf
-    if not math.isfinite(single):
+        # An integer may be too large for any float; so may what a comparison with NaN lets through.
+        finite = -1e300 < value < 1e300 and math.isfinite(np.float32(value))
+    if not finite:
         raise bad_request(f"{path}: not a finite number (as float32): {_shown(value)}")
     return float(value)
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python refuses to write integers of more than a few thousand digits.
+        text = "a huge integer"
     return text if len(text) <= 80 else text[:80] + "..."

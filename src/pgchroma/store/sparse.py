@@ -8,7 +8,6 @@ cost nothing.
 """
 
 import itertools
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ _DIMENSIONS = 1_000_000_000
 _COLUMNS = tuple(f"e{part}" for part in range(MAX_INDEX // _DIMENSIONS + 1))
 # Search reads the entries that wait for the index one by one; this keeps them few. In KiB, 64 is the least.
 _PENDING_KIB = 1_024
+_BEYOND_FLOAT32 = 3.4028235677973366e38
 
 _FIELDS = struct.Struct("!hiqi").pack
 _LENGTH = struct.Struct("!i").pack
@@ -67,7 +67,7 @@ def check(value: Mapping[str, Any], name: str) -> dict[str, Any]:
         return InvalidArgumentError(f"Invalid sparse vector in {name}: {reason}")
 
     if value.get(TYPE_KEY, TYPE_NAME) != TYPE_NAME:
-        raise invalid(f"{TYPE_KEY} must be '{TYPE_NAME}', got: {value[TYPE_KEY]!r}")
+        raise invalid(f"{TYPE_KEY} must be '{TYPE_NAME}', got: {_shown(value[TYPE_KEY])}")
     indices, values, tokens = value.get("indices"), value.get("values"), value.get("tokens")
     if not isinstance(indices, list) or not isinstance(values, list):
         raise invalid("indices and values must be lists")
@@ -78,13 +78,15 @@ def check(value: Mapping[str, Any], name: str) -> dict[str, Any]:
     last = -1
     for position, index in enumerate(indices):
         if type(index) is not int or not 0 <= index <= MAX_INDEX:
-            raise invalid(f"indices must be integers from 0 to {MAX_INDEX}, got {index!r} at {position}")
+            raise invalid(
+                f"indices must be integers from 0 to {MAX_INDEX}, got {_shown(index)} at {position}"
+            )
         if index <= last:
             raise invalid(f"indices must be strictly ascending, got {index} after {last} at {position}")
         last = index
     for position, entry in enumerate(values):
         if type(entry) not in (int, float) or not _is_finite(entry):
-            raise invalid(f"values must be finite numbers (as float32), got {entry!r} at {position}")
+            raise invalid(f"values must be finite numbers (as float32), got {_shown(entry)} at {position}")
     result = {TYPE_KEY: TYPE_NAME, "indices": indices, "values": [float(entry) for entry in values]}
     if tokens is not None:
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
@@ -96,8 +98,14 @@ def check(value: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _is_finite(value: float) -> bool:
-    # Half a unit beyond the largest float32 still rounds down to it.
-    return math.isfinite(value) and abs(value) < 3.4028235677973366e38
+    # Half a unit beyond the largest float32 still rounds down to it. An integer may be too large for any float.
+    return -_BEYOND_FLOAT32 < value < _BEYOND_FLOAT32
+
+
+def _shown(value: object) -> str:
+    # Python refuses to write integers of more than a few thousand digits.
+    text = "a huge integer" if isinstance(value, int) and abs(value) > 10**40 else repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
 
 
 def vector(value: SparseJson) -> SparseVector:
