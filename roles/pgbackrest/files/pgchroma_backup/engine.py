@@ -27,7 +27,19 @@ MEANINGS = (
         REFUSED,
     ),
     (
-        r"key/value found outside of section|CryptoError|cipher header invalid|unable to flush|bad decrypt|wrong final block",
+        r"NoSuchBucket",
+        "the bucket does not exist",
+        "make it, or correct s3_bucket and s3_endpoint",
+        CONFIGURATION,
+    ),
+    (
+        r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|certificate|unable to find hostname",
+        "the service does not take the credentials, or its certificate does not fit",
+        "correct s3_key and s3_key_secret; storage_ca_file must hold the authority of its certificate",
+        CONFIGURATION,
+    ),
+    (
+        r"key/value found outside of section|cipher header invalid|unable to flush|bad decrypt|wrong final block",
         "the passphrase is not the one the repository was encrypted with, or its files are damaged",
         "put the right passphrase into the repository's cipher_passphrase, or into the file in pgbackrest_secrets_dir",
         CONFIGURATION,

@@ -54,7 +54,10 @@ def check_configuration(settings: Settings, path: str) -> dict[str, Any]:
     ]
     command += ["--log-level-console=warn", "--lock-path=/tmp"]
     for repository in settings.repositories:
-        command += [f"--repo{repository.number}-type=posix", f"--repo{repository.number}-path=/nonexistent"]
+        command += [
+            f"--repo{repository.number}-type=posix",
+            f"--repo{repository.number}-path=/nonexistent/{repository.number}",
+        ]
     done = engine.run_as_root([*command, "expire"])
     unknown = re.findall(r"WARN: (configuration file contains .*)", done.output)
     if unknown or done.status in CONFIGURATION_ERRORS:
