@@ -1,0 +1,296 @@
+"""Measure backups and restores on the machines of molecule/backup_restore; `make bench-backup` makes them and calls this.
+
+Says how long the service is away after its host was destroyed (from the local repository and from S3), how fast pgBackRest is beside
+pg_basebackup and cp, what a backup costs queries, and what is lost when the host is killed under load and only S3 is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST, SPARE = "backup-restore1", "backup-restore2"
+DATA = "/var/lib/postgresql/17/main"
+API = "http://127.0.0.1:8000/api/v2"
+COLLECTIONS = "/tenants/default_tenant/databases/default_database/collections"
+DIMENSION, RECORDS = 384, 2000
+# Rows of the distinct part; the rest repeats them at a distance that no compressor's window spans.
+DISTINCT, ROW_BYTES = 20_000, 1_600
+console = Console(highlight=False)
+
+# Run on the host: queries for as long as a file exists, or a number of times; prints each latency in seconds.
+QUERIES = """
+import json, os, random, sys, time, urllib.request
+url, number, flag = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+random.seed(7)
+found = []
+while (len(found) < number) if not flag else os.path.exists(flag):
+    body = {"query_embeddings": [[random.random() for _ in range(384)]], "n_results": 10, "include": ["distances"]}
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    begun = time.perf_counter()
+    urllib.request.urlopen(request, timeout=60).read()
+    found.append(time.perf_counter() - begun)
+print(json.dumps(found))
+"""
+# Run on the host: fill a collection with records whose place is known.
+FILL = """
+import json, random, sys, urllib.request
+base, collections, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def call(path, body):
+    request = urllib.request.Request(base + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return json.loads(urllib.request.urlopen(request, timeout=120).read())
+made = call(collections, {"name": "bench", "get_or_create": True})["id"]
+random.seed(1)
+for start in range(0, number, 500):
+    ids = [f"r{i}" for i in range(start, start + 500)]
+    embeddings = [[random.random() for _ in range(384)] for _ in ids]
+    call(f"{collections}/{made}/upsert", {"ids": ids, "embeddings": embeddings, "documents": ids})
+print(made)
+"""
+# Run on the host: write one record after another and print each that was acknowledged with its time.
+WRITE = """
+import json, sys, time, urllib.request
+base, collections, made = sys.argv[1:4]
+number = 0
+while True:
+    body = {"ids": [f"w{number}"], "embeddings": [[float(number % 97)] * 384], "documents": ["w"]}
+    request = urllib.request.Request(f"{base}{collections}/{made}/upsert", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    urllib.request.urlopen(request, timeout=60).read()
+    print(number, time.time(), flush=True)
+    number += 1
+"""
+
+
+def ssh(host: str, command: str, *, text: str = "") -> str:
+    """Run a command on a machine and return its output; what it says when it fails goes to stderr."""
+    words = [str(ROOT / "scripts/machine"), "ssh", host, command]
+    done = subprocess.run(words, input=text, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise click.ClickException(
+            f"{command[:120]} on {host} ended with {done.returncode}: {done.stdout[-500:]}"
+        )
+    return done.stdout.strip()
+
+
+def python(host: str, program: str, *words: object) -> str:
+    """Run a program on a machine's own Python."""
+    return ssh(host, f"python3 -c {shlex.quote(program)} {shlex.join(map(str, words))}")
+
+
+def sql(host: str, statement: str) -> str:
+    """Run SQL as the superuser."""
+    return ssh(host, f"cd / && runuser -u postgres -- psql -XAtq -d pgchroma -c {shlex.quote(statement)}")
+
+
+def timed(host: str, command: str) -> float:
+    """Run a command and everything it left to be written to disk; return the seconds."""
+    begun = time.monotonic()
+    ssh(host, f"{command} && sync")
+    return time.monotonic() - begun
+
+
+def p95(latencies: list[float]) -> float:
+    """Return the 95th percentile in milliseconds."""
+    return statistics.quantiles(latencies, n=20)[-1] * 1000
+
+
+def ready(host: str, made: str) -> None:
+    """Wait until the server of a host answers a query with the record that lies nearest, and holds every record."""
+    program = (
+        "import json,random,sys,threading,time,urllib.request\n"
+        "random.seed(1); first=[random.random() for _ in range(384)]\n"
+        "deadline=time.time()+300\n"
+        "while True:\n"
+        "  try:\n"
+        "    body=json.dumps({'query_embeddings':[first],'n_results':1}).encode()\n"
+        "    request=urllib.request.Request(sys.argv[1]+'/query',body,{'Content-Type':'application/json'})\n"
+        "    found=json.loads(urllib.request.urlopen(request,timeout=10).read())['ids'][0]\n"
+        "    assert found==['r0'], found\n"
+        "    print(urllib.request.urlopen(sys.argv[1]+'/count',timeout=10).read().decode()); break\n"
+        "  except OSError:\n"
+        "    if time.time()>deadline: raise\n"
+        "    threading.Event().wait(0.1)\n"
+    )
+    counted = int(python(host, program, f"{API}{COLLECTIONS}/{made}"))
+    if counted < RECORDS:
+        raise click.ClickException(f"{counted} of {RECORDS} records came back")
+
+
+def load(megabytes: int) -> str:
+    """Fill the database: a collection through the API, and a table of vectors of the size asked for."""
+    made = python(FIRST, FILL, API, COLLECTIONS, RECORDS)
+    times = max(megabytes * 1_000_000 // (DISTINCT * ROW_BYTES), 1)
+    sql(FIRST, "DROP TABLE IF EXISTS bulk")
+    sql(FIRST, f"CREATE TABLE bulk (i bigint, embedding vector({DIMENSION}))")
+    sql(FIRST, "ALTER TABLE bulk ALTER embedding SET STORAGE PLAIN")
+    row = f"(SELECT array_agg(random()) FROM generate_series(1, {DIMENSION}) WHERE g = g)::vector"  # noqa: S608
+    seed = f"SELECT g AS i, {row} AS embedding FROM generate_series(1, {DISTINCT}) AS g"  # noqa: S608
+    copies = f"SELECT t * {DISTINCT} + i, embedding FROM generate_series(1, {times}) AS t, seed"  # noqa: S608
+    sql(FIRST, f"CREATE TEMP TABLE seed AS {seed}; INSERT INTO bulk {copies}; CHECKPOINT")
+    return made
+
+
+def throughput() -> dict[str, Any]:
+    """Time the same cluster through pg_basebackup, cp -a and pgBackRest, each until it is on disk."""
+    ssh(FIRST, "rm -rf /srv/basebackup /srv/copy /srv/side; mkdir -p /srv && chmod 777 /srv")
+    size = int(ssh(FIRST, f"du -sm {DATA} | cut -f1"))
+    base = timed(FIRST, "cd / && runuser -u postgres -- pg_basebackup -D /srv/basebackup -c fast -X none")
+    copy = timed(FIRST, f"cp -a {DATA} /srv/copy")
+    ssh(FIRST, "rm -rf /srv/basebackup /srv/copy")
+    begun = time.monotonic()
+    taken = json.loads(ssh(FIRST, "pgchroma-backup backup --type full --repository 1 --json && sync"))[
+        "backups"
+    ][0]
+    whole = time.monotonic() - begun
+    backup = float(taken["seconds"])
+    restore = "pgbackrest --config=/etc/pgbackrest/pgbackrest.conf --stanza=main --repo=1 --pg1-path=/srv/side --archive-mode=off restore"
+    ssh(FIRST, "install -d -o postgres -m 700 /srv/side")
+    back = timed(FIRST, f"cd / && runuser -u postgres -- {restore} >/dev/null")
+    ssh(FIRST, "rm -rf /srv/side")
+    return {
+        "cluster_mb": size,
+        "pg_basebackup_s": base,
+        "cp_s": copy,
+        "backup_s": backup,
+        "backup_with_digests_s": whole,
+        "restore_s": back,
+        "backup_to_pg_basebackup": base / backup,
+        "backup_to_cp": copy / backup,
+        "restore_to_pg_basebackup": base / back,
+        "restore_to_cp": copy / back,
+    }
+
+
+def queries(made: str) -> dict[str, Any]:
+    """Measure the latency of queries idle and while the timer's unit takes a full backup."""
+    url = f"{API}{COLLECTIONS}/{made}/query"
+    idle = json.loads(python(FIRST, QUERIES, url, 400, ""))
+    ssh(FIRST, "touch /run/bench-backup")
+    found: list[str] = []
+    thread = threading.Thread(
+        target=lambda: found.append(python(FIRST, QUERIES, url, 0, "/run/bench-backup"))
+    )
+    thread.start()
+    ssh(FIRST, "systemctl start pgchroma-backup@full.service; rm /run/bench-backup")
+    thread.join()
+    during = json.loads(found[0])
+    return {
+        "idle_p95_ms": p95(idle),
+        "backup_p95_ms": p95(during),
+        "ratio": p95(during) / p95(idle),
+        "queries": len(during),
+    }
+
+
+def local(made: str) -> dict[str, Any]:
+    """Destroy the data directory and bring the service back from the repository on the host."""
+    sql(FIRST, "SELECT pg_switch_wal()")
+    ssh(
+        FIRST,
+        f"systemctl stop pgchroma; systemctl kill -s KILL postgresql@17-main; systemctl stop postgresql@17-main; rm -rf {DATA}",
+    )
+    begun = time.monotonic()
+    target = shlex.quote(json.dumps({"latest": True, "repository": 1}))
+    ssh(FIRST, f"pgchroma-backup restore --target {target} >/dev/null && systemctl start pgchroma")
+    ready(FIRST, made)
+    return {"seconds": time.monotonic() - begun}
+
+
+def writer(made: str, acknowledged: list[tuple[int, float]], stop: threading.Event) -> None:
+    """Note every record the server acknowledges until its host dies."""
+    command = [
+        str(ROOT / "scripts/machine"),
+        "ssh",
+        FIRST,
+        f"python3 -c {shlex.quote(WRITE)} {API} {COLLECTIONS} {made}",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            number, moment = line.split()
+            acknowledged.append((int(number), float(moment)))
+            if stop.is_set():
+                break
+        process.kill()
+
+
+def disaster(made: str, seconds: float) -> dict[str, Any]:
+    """Kill the host while a client writes, recover on a bare host from S3 alone, and count what was acknowledged and lost."""
+    acknowledged: list[tuple[int, float]] = []
+    stop = threading.Event()
+    thread = threading.Thread(target=writer, args=(made, acknowledged, stop))
+    thread.start()
+    threading.Event().wait(seconds)
+    subprocess.run([ROOT / "scripts/machine", "kill", FIRST], check=True, capture_output=True)
+    killed = time.time()
+    stop.set()
+    thread.join()
+    begun = time.monotonic()
+    command = [
+        str(Path(sys.executable).parent / "ansible-playbook"),
+        "-i",
+        str(ROOT / "molecule/backup_restore/recovery/hosts.yml"),
+    ]
+    command += [str(ROOT / "playbooks/disaster_recovery.yml"), "-e", f"confirm={SPARE}"]
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+    }
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise click.ClickException(done.stdout[-3000:])
+    ready(SPARE, made)
+    took = time.monotonic() - begun
+    count = f"urllib.request.urlopen('{API}{COLLECTIONS}/{made}/count').read().decode()"
+    held = int(python(SPARE, f"import urllib.request; print({count})")) - RECORDS
+    lost = [moment for number, moment in acknowledged if number >= held]
+    return {
+        "seconds": took,
+        "acknowledged": len(acknowledged),
+        "recovered": held,
+        "lost": len(lost),
+        "lost_span_s": killed - lost[0] if lost else 0.0,
+    }
+
+
+@click.command(help=__doc__)
+@click.option("--megabytes", default=1000, show_default=True, help="Size of the vectors.")
+@click.option(
+    "--load-seconds", default=90.0, show_default=True, help="How long is written before the host is killed."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there, as JSON.")
+def main(megabytes: int, load_seconds: float, output: Path | None) -> None:
+    """Measure everything, in the order in which the machines are used up."""
+    results: dict[str, Any] = {}
+    made = load(megabytes)
+    for name, measure in (
+        ("throughput", throughput),
+        ("queries during a backup", lambda: queries(made)),
+        ("recovery from the local repository", lambda: local(made)),
+        ("killed under load, recovered from S3 alone", lambda: disaster(made, load_seconds)),
+    ):
+        results[name] = measure()
+        table = Table(title=name, title_justify="left", show_header=False, show_edge=False)
+        for key, value in results[name].items():
+            table.add_row(key, f"{value:.2f}" if isinstance(value, float) else str(value))
+        console.print(table)
+        if output is not None:
+            output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Coming back: to a moment, a name, a place; what cannot be reached is refused before anything stops; what stops half-way resumes."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from testinfra.host import Host
+
+from restore.conftest import DATA, UNIT, Cluster, Playbook, waiting
+from support.waiting import wait_for
+
+
+def now(cluster: Cluster) -> datetime:
+    return datetime.fromisoformat(
+        cluster.sql("SELECT clock_timestamp()::timestamptz(3)::text").replace("+00", "+00:00")
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "says"),
+    [
+        ({"time": "2020-01-01 00:00:00Z"}, 9, "before the first backup"),
+        ({"time": "2099-01-01 00:00:00Z"}, 9, "has not come yet"),
+        ({"time": "2026-11-21 08:00:00"}, 2, "time zone"),
+        ({"time": "yesterday"}, 2, "not a time"),
+        ({"lsn": "0/1"}, 9, "before the first backup"),
+        ({"lsn": "here"}, 2, "not an LSN"),
+        ({"xid": "12"}, 9, "add set"),
+        ({"name": "nobody-made-this"}, 9, "does not know the restore point"),
+        ({"latest": True, "set": "20200101-000000F"}, 9, "no set 20200101-000000F"),
+        ({"latest": True, "repository": 7}, 3, "no repository 7"),
+        ({"latest": True, "time": "2026-11-21 08:00:00Z"}, 2, "exactly one"),
+        ({}, 2, "exactly one"),
+        ({"latest": True, "tyme": "x"}, 2, "unknown keys: tyme"),
+        ({"latest": True, "directory": DATA, "port": 5440}, 9, "cluster's own"),
+        ({"latest": True, "directory": "/etc", "port": 5440}, 9, "not empty"),
+        ({"latest": True, "directory": "/srv/side", "port": 5432}, 9, "cluster's own"),
+        ({"latest": True, "directory": "/srv/side"}, 2, "both directory and port"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
+)
+def test_what_cannot_be_is_refused_before_anything_stops(
+    cluster: Cluster, target: dict[str, object], status: int, says: str
+) -> None:
+    before = cluster.sql("SELECT pg_postmaster_start_time()")
+    answer = cluster.restore(**target)
+    assert answer.status == status, answer.text
+    assert says in answer.text
+    assert cluster.sql("SELECT pg_postmaster_start_time()") == before
+
+
+def test_running_cluster_is_not_restored_over(cluster: Cluster) -> None:
+    answer = cluster("restore", "--target", '{"latest": true}')
+    assert answer.status == 9
+    assert "PostgreSQL runs on" in answer.text
+    assert cluster.is_running()
+
+
+def test_playbook_shows_the_commands_and_asks(cluster: Cluster, playbook: Playbook) -> None:
+    before = cluster.sql("SELECT pg_postmaster_start_time()")
+    for variables in ({}, {"confirm": "another-host"}):
+        done = playbook("restore.yml", restore={"latest": True}, **variables)
+        assert done.returncode != 0
+        assert "Nothing was changed" in done.stdout
+        assert f"mv {DATA} {DATA}.before-restore-" in done.stdout
+        assert (
+            "pgbackrest --config=/etc/pgbackrest/pgbackrest.conf --stanza=main --repo=1 --set=" in done.stdout
+        )
+    assert cluster.sql("SELECT pg_postmaster_start_time()") == before
+
+
+def test_side_restore_leaves_the_cluster_alone(host: Host, cluster: Cluster) -> None:
+    rows = cluster.rows()
+    answer = cluster.restore(latest=True, directory="/srv/side", port=5440)
+    assert answer.status == 0, answer.text
+    assert cluster.sql("SELECT count(*) FROM kept", socket="/srv/side/socket", port=5440) == str(rows)
+    assert cluster.sql("SHOW archive_mode", socket="/srv/side/socket", port=5440) == "off"
+    assert host.run("ss -Hltn | grep -q :5440").rc != 0, "it listens on its socket only"
+    assert cluster("side-remove", "--directory", "/srv/side").status == 0
+    assert not host.file("/srv/side").exists
+
+
+def test_playbook_restores_to_before_a_dropped_table(
+    host: Host, cluster: Cluster, playbook: Playbook, tmp_path: Path
+) -> None:
+    """Every row that was there, none that came later; servers stopped and ready again; the old data kept, then removed."""
+    rows = cluster.rows()
+    done = playbook("restore_point.yml", restore_point="before-the-mistake")
+    assert done.returncode == 0, done.stdout
+    cluster.add(500)
+    cluster.sql("DROP TABLE kept")
+    done = playbook("restore.yml", restore={"name": "before-the-mistake"}, confirm="backup-restore1")
+    assert done.returncode == 0, done.stdout
+    assert cluster.rows() == rows
+    assert host.service("pgchroma").is_running
+    receipt = json.loads(next(tmp_path.glob("restore-backup*.json")).read_text(encoding="utf-8"))
+    assert receipt["target"] == "name before-the-mistake"
+    assert host.file(receipt["kept"]).is_directory
+    done = playbook("restore_finish.yml", keep="restored", confirm="backup-restore1")
+    assert done.returncode == 0, done.stdout
+    assert not host.file(receipt["kept"]).exists
+
+
+class TestMoments:
+    """Restores by time, one after the other: each begins a timeline, and which one is meant must be said."""
+
+    def test_to_a_moment_and_back_again(self, cluster: Cluster) -> None:
+        assert cluster("backup", "--type=full", "--repository=1").status == 0
+        rows = cluster.rows()
+        moment = now(cluster)
+        cluster.add(100)
+        cluster.sql("SELECT pg_switch_wal()")
+        answer = cluster.restore(time=moment.isoformat())
+        assert answer.status == 0, answer.text
+        assert cluster.rows() == rows
+        assert cluster("restore-finish", "--keep=former").status == 0
+        assert cluster.rows() == rows + 100
+
+    def test_several_timelines_want_one_named(self, cluster: Cluster) -> None:
+        cluster.add(1)
+        answer = cluster.plan(time=now(cluster).isoformat())
+        assert answer.status == 9
+        assert "timelines" in answer.text
+
+    def test_end_of_the_archive_is_what_came_last(self, cluster: Cluster) -> None:
+        rows = cluster.rows()
+        assert cluster.restore(latest=True).status == 0
+        assert cluster.rows() == rows
+
+    def test_after_the_last_wal(self, host: Host, cluster: Cluster) -> None:
+        """The cluster is lost with WAL that was never archived: what was asked for is not there, and what is there can be had."""
+        assert cluster("backup", "--type=full", "--repository=1").status == 0
+        rows = cluster.rows()
+        cluster.sql("SELECT pg_switch_wal()")
+        wait_for("all is archived", lambda: waiting(cluster) == 0)
+        host.check_output(f"systemctl kill -s KILL {UNIT}; systemctl stop {UNIT}")
+        later = (datetime.now(UTC) - timedelta(seconds=0.5)).isoformat()
+        answer = cluster.restore(time=later)
+        assert answer.status == 10, answer.text
+        assert "after the last WAL" in answer.text
+        assert not cluster.is_running()
+        resumed = cluster.restore(latest=True)
+        assert resumed.status == 0, resumed.text
+        assert cluster.rows() == rows
+
+
+def test_interrupted_restore_cannot_be_started_and_resumes(host: Host, cluster: Cluster) -> None:
+    cluster.add(200_000)
+    assert cluster("backup", "--type=full", "--repository=1").status == 0
+    rows = cluster.rows()
+    script = (
+        "pgchroma-backup restore --stop --target '{\"latest\": true}' >/root/restore.log 2>&1 & "
+        f"until [ -e {DATA}/base ]; do :; done; pkill -KILL -x -u postgres pgbackrest; wait; test ! -e {DATA}/global/pg_control"
+    )
+    host.check_output(f"bash -c {json.dumps(script)}")
+    assert host.run(f"systemctl start {UNIT}").rc != 0, "half a cluster must not start"
+    planned = cluster.plan(latest=True)
+    assert planned.result["resumes"]
+    assert host.file(planned.result["kept"]).is_directory
+    answer = cluster.restore(latest=True)
+    assert answer.status == 0, answer.text
+    assert cluster.rows() == rows
+    assert cluster("restore-finish", "--keep=restored").status == 0
+
+
+def test_full_wal_disk_loses_nothing(host: Host, cluster: Cluster, s3_away: None) -> None:
+    """WAL that cannot be archived fills pg_wal: the server refuses, stops, and comes back whole with more room."""
+    host.check_output(
+        f"systemctl stop pgchroma {UNIT} && mv {DATA}/pg_wal /root/wal && mkdir {DATA}/pg_wal && "
+        f"mount -t tmpfs -o size=200m,mode=0700,uid=postgres,gid=postgres tmpfs {DATA}/pg_wal && "
+        f"cp -a /root/wal/. {DATA}/pg_wal/ && systemctl start {UNIT}"
+    )
+    try:
+        cluster.sql("CREATE TABLE full_disk (i int, t text)")
+        cluster.sql("ALTER TABLE full_disk ALTER COLUMN t SET STORAGE EXTERNAL")
+        acknowledged = 0
+        insert = "INSERT INTO full_disk SELECT g, repeat(md5(random()::text), 200) FROM generate_series(1, 1000) AS g"
+        while (
+            host.run(
+                f'cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -d pgchroma -c "{insert}"'
+            ).rc
+            == 0
+        ):
+            acknowledged += 1000
+            assert acknowledged < 500_000, "the disk never filled"
+        host.check_output(f"mount -o remount,size=2g {DATA}/pg_wal")
+        wait_for("the server is back", lambda: host.run(f"systemctl restart {UNIT}").rc == 0, seconds=120)
+        assert int(cluster.sql("SELECT count(*) FROM full_disk")) == acknowledged
+    finally:
+        host.check_output(
+            f"systemctl stop {UNIT}; rm -rf /root/wal && cp -a {DATA}/pg_wal /root/wal && umount {DATA}/pg_wal && "
+            f"cp -a /root/wal/. {DATA}/pg_wal/ && rm -rf /root/wal && systemctl start {UNIT} pgchroma"
+        )
+    cluster.sql("DROP TABLE full_disk")

@@ -1,0 +1,214 @@
+"""The command that backed-up hosts run: reading targets, choosing backups, understanding pgBackRest; without a host."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
+backup, engine, errors, restore, settings, target, verification = (
+    importlib.import_module(f"pgchroma_backup.{name}")
+    for name in ("backup", "engine", "errors", "restore", "settings", "target", "verification")
+)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Any:
+    content = {
+        "stanza": "main",
+        "config": "/etc/pgbackrest/pgbackrest.conf",
+        "bin_dir": "/bin",
+        "data_dir": str(tmp_path / "data"),
+        "port": 5432,
+        "socket_dir": "/run",
+        "service": "postgresql@17-main.service",
+        "database": "pgchroma",
+        "state_dir": str(tmp_path),
+        "pgchroma_command": "",
+        "repositories": [
+            {"number": 1, "name": "local", "kind": "posix", "where": "/r"},
+            {"number": 2, "name": "offsite", "kind": "s3", "where": "h/b"},
+        ],
+        "archive_wait_seconds": 1,
+        "recovery_seconds": 1,
+        "backup_age_hours_maximum": 26,
+        "drill_age_days_maximum": 9,
+        "ready_files_maximum": 8,
+        "drill_directory": "/d",
+        "drill_port": 5499,
+        "drill_repository": 0,
+        "alert_command": [],
+    }
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return settings.read(file)
+
+
+def entry(label: str, stop: float, lsn: str, *, error: bool = False, repository: int = 1) -> dict[str, Any]:
+    return {
+        "label": label,
+        "error": error,
+        "timestamp": {"start": stop - 10, "stop": stop},
+        "lsn": {"start": lsn, "stop": lsn},
+        "database": {"id": 1, "repo-key": repository},
+        "archive": {"start": "000000010000000000000002", "stop": "000000010000000000000003"},
+    }
+
+
+INFO = {
+    "backup": [
+        entry("A", 1000, "0/3000000"),
+        entry("B", 2000, "0/5000000"),
+        entry("C", 3000, "1/0", error=True),
+        entry("D", 2500, "0/6000000", repository=2),
+    ],
+    "repo": [
+        {"key": 1, "status": {"code": 0, "message": "ok"}},
+        {"key": 2, "status": {"code": 0, "message": "ok"}},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1970-01-01 00:33:20Z", 2000),
+        ("1970-01-01T01:33:20+01:00", 2000),
+        ("1970-01-01 01:33:20+01", 2000),
+        ("1970-01-01 00:33:20.5 UTC", 2000.5),
+    ],
+)
+def test_a_time_is_read_with_its_zone(text: str, seconds: float) -> None:
+    assert target.read({"time": text}).moment == seconds
+
+
+@pytest.mark.parametrize(
+    ("wanted", "label"),
+    [
+        ({"time": "1970-01-01 00:33:21Z"}, "B"),
+        ({"time": "1970-01-01 00:33:20Z"}, "A"),  # B had not ended yet
+        ({"lsn": "0/5000000"}, "B"),
+        ({"lsn": "0/4FFFFFF"}, "A"),
+        ({"latest": True}, "B"),  # C is damaged
+        ({"latest": True, "set": "C"}, "C"),
+        ({"immediate": True, "set": "A"}, "A"),
+    ],
+    ids=str,
+)
+def test_the_newest_good_backup_before_the_target_is_chosen(
+    host: Any, wanted: dict[str, Any], label: str
+) -> None:
+    assert target.choose_set(host, INFO, target.read(wanted), 1)["label"] == label
+
+
+def test_a_restore_point_is_placed_by_its_receipt(host: Any, tmp_path: Path) -> None:
+    points = {"points": [{"name": "p", "lsn": "0/4000000"}]}
+    (tmp_path / "restore-points.json").write_text(json.dumps(points), encoding="utf-8")
+    assert target.choose_set(host, INFO, target.read({"name": "p"}), 1)["label"] == "A"
+    (tmp_path / "digests").mkdir()
+    (tmp_path / "digests/q.json").write_text(json.dumps({"lsn": "0/5000001"}), encoding="utf-8")
+    assert target.choose_set(host, INFO, target.read({"name": "q"}), 1)["label"] == "B"
+
+
+def test_a_repository_that_cannot_be_read_is_passed_over_unless_named(host: Any) -> None:
+    away = {"key": 1, "status": {"code": 99, "message": "[HostConnectError] timeout"}}
+    info = {**INFO, "repo": [away, INFO["repo"][1]]}
+    assert target.choose_repository(host, info, target.read({"latest": True})) == 2
+    with pytest.raises(errors.BackupError, match="cannot be reached") as caught:
+        target.choose_repository(host, info, target.read({"latest": True, "repository": 1}))
+    assert caught.value.code == errors.UNREACHABLE
+
+
+def test_set_repository_and_timeline_are_always_named(host: Any) -> None:
+    wanted = target.read({"time": "1970-01-01 00:33:20.25Z", "exclusive": True})
+    assert restore.options_of(wanted, INFO["backup"][0], 1, "3") == [
+        "--repo=1",
+        "--set=A",
+        "--type=time",
+        "--target-action=promote",
+        "--target=1970-01-01 00:33:20.250000+00",
+        "--target-exclusive",
+        "--target-timeline=3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("output", "meaning", "code"),
+    [
+        ("ERROR: [041]: unable to write '/x': [28] No space left on device", "the disk is full", 1),
+        (
+            "ERROR: [050]: unable to acquire lock on file '/run/pgbackrest/main-backup-1.lock'",
+            "another pgBackRest",
+            9,
+        ),
+        (
+            "FormatError: key/value found outside of section at line 1: \x05\x1b[2J",
+            "the passphrase is not",
+            3,
+        ),
+        (
+            "ERROR: [026]: error restoring base/1/2: actual checksum does not match",
+            "a file in the repository is damaged",
+            8,
+        ),
+        ("<Code>NoSuchBucket</Code>", "the bucket does not exist", 3),
+        ("[CryptoError] unable to find hostname 'h' in certificate", "certificate does not fit", 3),
+        ("[HostConnectError] unable to connect to 'h:443': [111] Connection refused", "cannot be reached", 4),
+        ("ERROR: [087]: archive_mode must be enabled", "does not archive its WAL yet", 5),
+        (
+            "ERROR: [028]: backup and archive info files exist but do not match the database",
+            "another cluster",
+            9,
+        ),
+        (
+            "ERROR: [082]: WAL segment 0001 was not archived before the 60000ms timeout",
+            "does not reach the repository",
+            4,
+        ),
+        ("ERROR: [099]: something new", "ERROR: \\[099\\]: something new", 1),
+    ],
+)
+def test_errors_are_told_in_plain_words(output: str, meaning: str, code: int) -> None:
+    error = engine.explained("the backup", output)
+    assert error.code == code
+    assert error.hint
+    with pytest.raises(errors.BackupError, match=meaning):
+        raise error
+    assert "\x1b" not in str(error), "ciphertext must not reach a terminal"
+
+
+GOOD = """stanza: main
+status: ok
+  archiveId: 17-1, total WAL checked: 3, total valid WAL: 3
+    missing: 0, checksum invalid: 0, size invalid: 0, other: 0
+  backup: 20261121-074302F, status: valid, total files checked: 1291, total valid files: 1291
+    missing: 0, checksum invalid: 0, size invalid: 0, other: 0
+"""
+
+
+def test_verify_is_judged_by_its_text() -> None:
+    assert verification.problems(GOOD) == []
+    bad = GOOD.replace("status: valid", "status: invalid").replace("status: ok", "status: error")
+    assert any("20261121-074302F" in line for line in verification.problems(bad))
+    damaged = GOOD[::-1].replace("checksum invalid: 0"[::-1], "checksum invalid: 1"[::-1], 1)[::-1]
+    assert verification.problems(damaged) == [
+        "backup: 20261121-074302F, status: valid, total files checked: 1291, total valid files: 1291: checksum invalid 1"
+    ]
+    assert verification.problems("something else altogether"), "no word of health is no health"
+
+
+def test_settings_that_are_not_ours_are_refused(tmp_path: Path) -> None:
+    for text in ("", "{}", '{"stanza": "main"}'):
+        (tmp_path / "s.json").write_text(text, encoding="utf-8")
+        with pytest.raises(errors.BackupError, match="does not describe this host"):
+            settings.read(tmp_path / "s.json")
+
+
+def test_several_errors_keep_the_gravest_status() -> None:
+    both = backup.joined([errors.BackupError("a", "b", 4), errors.DamagedError("c", "d")])
+    assert both.code == errors.DAMAGED
+    assert all(part in str(both) for part in "abcd")
