@@ -275,6 +275,11 @@ class TestIsolation:
             "search": {"searches": [{"rank": {"$knn": {"query": [1, 2]}}}]},
         }
         nobody = "00000000-0000-4000-8000-00000000abcd"
+        # What the server remembers of a collection must not open it to others.
+        for _ in range(10):
+            for action, body in (("get", {}), ("query", bodies["query"])):
+                path = f"{OTHER}/{foreign['id']}/{action}"
+                assert api("POST", path, body, headers=bearer(tokens["other"]))[0] == 200
         tried = 0
         for route in ROUTES:
             if "{collection}" not in route.path:
