@@ -28,7 +28,7 @@ $(VENV)/.ready: requirements/dev.txt pyproject.toml
 lock: venv ## Renew the hash-locked requirements from the .in files
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/pip install -q uv
-	for name in runtime dev; do \
+	for name in runtime dev chroma-server; do \
 		build/lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 			-o requirements/$$name.txt requirements/$$name.in; \
 	done

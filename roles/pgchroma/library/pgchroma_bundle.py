@@ -26,13 +26,19 @@ description:
     C(<cache_dir>/bundles/<release>-<python tag>-<architecture>.tar).
   - The bundle holds C(wheels/), C(requirements.txt) (the locked dependencies with their hashes), C(release.txt) (pgchroma itself,
     with its hash) and C(manifest.json). A host installs it with C(pip --no-index --require-hashes).
+  - With I(state=dependencies), builds a bundle of nothing but the locked wheels of I(requirements), named after that file.
   - Runs on the controller. Downloads are kept in I(cache_dir), so a second host or a second release downloads nothing again.
 options:
   state:
-    description: C(named) changes nothing and returns the name of the release; C(built) makes sure that the bundle exists.
+    description:
+      - C(named) changes nothing and returns the name of the release; C(built) makes sure that the bundle exists; C(dependencies)
+        makes sure that a bundle of locked wheels alone exists.
     type: str
-    choices: [named, built]
+    choices: [named, built, dependencies]
     default: named
+  requirements:
+    description: The locked requirements file, below requirements/ of the checkout, for I(state=dependencies).
+    type: str
   checkout_dir:
     description: The checkout with pyproject.toml, src/pgchroma and requirements/runtime.txt.
     type: path
@@ -46,13 +52,13 @@ options:
     type: path
     required: true
   python_version:
-    description: Python version of the host, such as C(3.13). Needed for I(state=built).
+    description: Python version of the host, such as C(3.13). Needed unless I(state=named).
     type: str
   architecture:
-    description: Architecture of the host as C(uname -m) prints it. Needed for I(state=built).
+    description: Architecture of the host as C(uname -m) prints it. Needed unless I(state=named).
     type: str
   glibc_version:
-    description: glibc version of the host, such as C(2.41); wheels for it and for older ones are taken. Needed for I(state=built).
+    description: glibc version of the host, such as C(2.41); wheels for it and for older ones are taken. Needed unless I(state=named).
     type: str
 author:
   - The pgchroma authors
@@ -83,7 +89,7 @@ version:
 path:
   description: Path of the bundle on the controller.
   type: str
-  returned: when state is built
+  returned: when state is built or dependencies
 """
 
 # pip accepts wheels of every listed platform; these names are older spellings of manylinux_2_17, _2_12 and _2_5.
@@ -129,6 +135,20 @@ def release_name(checkout: Path) -> str:
         digest.update(f"{path.relative_to(checkout)}\0{len(content)}\0".encode())
         digest.update(content)
     return f"{package_version(checkout)}+{digest.hexdigest()[:8]}"
+
+
+def read_lock(checkout: Path, name: str) -> str:
+    """Return the text of a locked requirements file."""
+    path = checkout / "requirements" / name
+    if not path.is_file():
+        raise BundleError(f"{path} does not exist. Name a locked file below requirements/ of the checkout.")
+    return path.read_text(encoding="utf-8")
+
+
+def lock_name(checkout: Path, name: str) -> str:
+    """Return ``<name>+<hash>`` of a locked requirements file."""
+    digest = hashlib.sha256(read_lock(checkout, name).encode()).hexdigest()
+    return f"{name.removesuffix('.txt')}+{digest[:8]}"
 
 
 def platforms(architecture: str, glibc_version: str) -> list[str]:
@@ -218,6 +238,7 @@ class Builder:
         python_version: str,
         architecture: str,
         glibc_version: str,
+        lock: str = "",
     ) -> None:
         self.checkout = checkout
         self.cache = cache
@@ -233,9 +254,10 @@ class Builder:
         self.tag = f"cp{python_version.replace('.', '')}"
         self.architecture = architecture
         self.platforms = platforms(architecture, glibc_version)
-        self.release = release_name(checkout)
-        lock = (checkout / "requirements" / "runtime.txt").read_text(encoding="utf-8")
-        self.requirements = requirements_for(lock, python_version, architecture)
+        self.release = lock_name(checkout, lock) if lock else release_name(checkout)
+        self.own_package = not lock
+        text = read_lock(checkout, lock or "runtime.txt")
+        self.requirements = requirements_for(text, python_version, architecture)
 
     def fill_dependencies(self, folder: Path) -> None:
         """Download the locked wheels for the host's Python and platform."""
@@ -289,32 +311,35 @@ class Builder:
                 :16
             ]
             dependencies = self.cache / "wheels" / f"{identity}-{self.tag}-{self.architecture}"
-            package = self.cache / "wheels" / self.release
             complete_or_absent(dependencies, self.fill_dependencies)
-            complete_or_absent(package, self.fill_package)
-            self.pack(bundle, dependencies, package)
+            wheels = sorted(dependencies.glob("*.whl"))
+            if self.own_package:
+                package = self.cache / "wheels" / self.release
+                complete_or_absent(package, self.fill_package)
+                wheels += package.glob("*.whl")
+            self.pack(bundle, wheels)
         return bundle, True
 
-    def pack(self, bundle: Path, dependencies: Path, package: Path) -> None:
-        """Write the bundle under another name and rename it when done."""
-        (wheel,) = package.glob("*.whl")
+    def pack(self, bundle: Path, wheels: list[Path]) -> None:
+        """Write the bundle under another name and rename it when done; pgchroma's own wheel, if it is there, is the last."""
         version = self.release.partition("+")[0]
         manifest = {
             "release": self.release,
             "version": version,
             "python": self.python_version,
             "architecture": self.architecture,
-            "wheels": {path.name: sha256(path) for path in sorted([*dependencies.glob("*.whl"), wheel])},
+            "wheels": {path.name: sha256(path) for path in wheels},
         }
         texts = {
             "requirements.txt": self.requirements,
-            "release.txt": f"pgchroma=={version} --hash=sha256:{sha256(wheel)}\n",
             "manifest.json": json.dumps(manifest, indent=2) + "\n",
         }
+        if self.own_package:
+            texts["release.txt"] = f"pgchroma=={version} --hash=sha256:{sha256(wheels[-1])}\n"
         with tempfile.TemporaryDirectory(dir=bundle.parent, prefix=".packing-") as scratch:
             draft = Path(scratch) / bundle.name
             with tarfile.open(draft, "w") as archive:
-                for path in sorted([*dependencies.glob("*.whl"), wheel]):
+                for path in wheels:
                     archive.add(path, f"wheels/{path.name}")
                 for name, text in texts.items():
                     written = Path(scratch) / name
@@ -327,23 +352,29 @@ def main() -> None:
     """Answer Ansible."""
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["named", "built"], "default": "named"},
+            "state": {"type": "str", "choices": ["named", "built", "dependencies"], "default": "named"},
             "checkout_dir": {"type": "path", "required": True},
             "cache_dir": {"type": "path", "required": True},
             "build_python": {"type": "path", "required": True},
             "python_version": {"type": "str"},
             "architecture": {"type": "str"},
             "glibc_version": {"type": "str"},
+            "requirements": {"type": "str"},
         },
-        required_if=[("state", "built", ("python_version", "architecture", "glibc_version"))],
+        required_if=[
+            ("state", "built", ("python_version", "architecture", "glibc_version")),
+            ("state", "dependencies", ("requirements", "python_version", "architecture", "glibc_version")),
+        ],
         supports_check_mode=True,
     )
     given = module.params
     checkout = Path(given["checkout_dir"]).resolve()
     try:
-        result = {"release": release_name(checkout), "version": package_version(checkout)}
+        lock = given["requirements"] if given["state"] == "dependencies" else ""
+        release = lock_name(checkout, lock) if lock else release_name(checkout)
+        result = {"release": release, "version": package_version(checkout)}
         if given["state"] == "named" or module.check_mode:
-            module.exit_json(changed=given["state"] == "built", **result)
+            module.exit_json(changed=given["state"] != "named", **result)
         builder = Builder(
             checkout,
             Path(given["cache_dir"]),
@@ -351,6 +382,7 @@ def main() -> None:
             given["python_version"],
             given["architecture"],
             given["glibc_version"],
+            lock,
         )
         path, changed = builder.build()
     except BundleError as error:
