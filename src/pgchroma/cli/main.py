@@ -22,6 +22,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("pgchroma.cli.status", "status", "Show collections, records and how far the indexes are."),
     "migrate": ("pgchroma.cli.migrate", "migrate", "Move a Chroma folder into pgchroma and prove it."),
     "backup": ("pgchroma.cli.backup", "backup", "Record, check and show backups; dump and load collections."),
+    "chroma-backup": (
+        "pgchroma.cli.chroma_backup",
+        "chroma_backup",
+        "Copy an embedded Chroma folder in use, check copies, restore.",
+    ),
     "tables": (
         "pgchroma.cli.tables",
         "tables",

@@ -21,8 +21,8 @@ from pgchroma.errors import PgchromaError, RefusedError
 from pgchroma.migrate import increments, journal, places, runner
 from pgchroma.migrate import plan as plans
 from pgchroma.migrate import receipt as receipts
+from pgchroma.migrate.archive import manifest_of
 from pgchroma.migrate.chroma.folder import ChromaFolder
-from pgchroma.migrate.cleanup import manifest_of
 from pgchroma.migrate.database import DatabaseSource
 from pgchroma.migrate.model import Json, Sink
 from pgchroma.migrate.places import Options, Place

@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pgchroma import output
-from pgchroma.output import size
 
 _SHOWN = 20
 
@@ -16,7 +15,7 @@ def plan(data: dict[str, Any]) -> output.TextRenderer:
     """A plan: one line a table, then notes, then every value that does not fit, as far as they are listed."""
 
     def draw(console: Console) -> None:
-        console.print(Text(f"{data['source']['path']}: {size(data['source']['bytes'])}"))
+        console.print(Text(f"{data['source']['path']}: {output.size(data['source']['bytes'])}"))
         console.print(
             output.table(
                 "",

@@ -1,54 +1,16 @@
 """Removing the old folder once it is not needed: only what a green receipt proves, byte for byte, and never without a copy by default."""
 
-import contextlib
-import hashlib
 import shutil
-import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import Final
 
-import zstandard
-
-from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError, SourceError
+from pgchroma.errors import RefusedError, SourceChangedError, SourceError
 from pgchroma.migrate import receipt as receipts
+from pgchroma.migrate.archive import Manifest, differences, manifest_of, pack, packed_manifest
 from pgchroma.migrate.model import Json
 
 FORMAT: Final = "pgchroma-cleanup-receipt/1"
-_PIECE = 1 << 20
-
-# path below the folder -> [size in bytes, SHA-256 in hex]
-Manifest = dict[str, list[int | str]]
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while piece := file.read(_PIECE):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def manifest_of(folder: Path) -> Manifest:
-    """Return size and SHA-256 of every file in a folder."""
-    found: Manifest = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = [path.stat().st_size, _sha256(file)]
-    return found
-
-
-def differences(wanted: Manifest, found: Manifest) -> list[str]:
-    """Return in words how the files of a folder differ from a manifest."""
-    told = [f"{name} is gone" for name in sorted(wanted.keys() - found.keys())]
-    told += [f"{name} is new" for name in sorted(found.keys() - wanted.keys())]
-    told += [
-        f"{name} has other content"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name] != found[name]
-    ]
-    return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +103,8 @@ def carry_out(cleanup: Cleanup, note_path: Path) -> Json:
         "completed_at": receipts.now(),
     }
     if cleanup.backup is not None:
-        _back_up(cleanup.folder, cleanup.backup)
-        if changed := differences(cleanup.manifest, backup_manifest(cleanup.backup)):
+        pack(cleanup.folder, cleanup.backup)
+        if changed := differences(cleanup.manifest, packed_manifest(cleanup.backup)):
             raise RefusedError(
                 f"the copy {cleanup.backup} does not verify: {changed[0]}",
                 hint="nothing was removed; remove the copy and try again",
@@ -158,45 +120,3 @@ def carry_out(cleanup: Cleanup, note_path: Path) -> Json:
     receipts.write(note_path, told)
     shutil.rmtree(doomed)
     return told
-
-
-def _back_up(folder: Path, target: Path) -> None:
-    partial = target.with_name(f"partial-{target.name}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
-        with (
-            partial.open("wb") as file,
-            compressor.stream_writer(file, closefd=False) as packed,
-            tarfile.open(fileobj=cast(IO[bytes], packed), mode="w|") as archive,
-        ):
-            archive.add(folder, arcname=folder.name)
-        partial.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise ConfigurationError(
-            f"cannot write the copy {target}: {error.strerror}",
-            hint="name a folder with room by --backup-to; nothing was removed",
-        ) from error
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    with (
-        path.open("rb") as file,
-        zstandard.ZstdDecompressor().stream_reader(file) as plain,
-        tarfile.open(fileobj=cast(IO[bytes], plain), mode="r|") as archive,
-    ):
-        yield archive
-
-
-def backup_manifest(path: Path) -> Manifest:
-    """Return size and SHA-256 of every file in a copy, read back from it."""
-    found: Manifest = {}
-    with _opened(path) as archive:
-        for member in archive:
-            content = archive.extractfile(member) if member.isfile() else None
-            if content is not None:
-                found[member.name.partition("/")[2]] = [member.size, _sha256(content)]
-    return found

@@ -126,6 +126,18 @@ def _copy_database(folder: Path, copy: Path) -> bool:
     return _stamp(files) == before
 
 
+def copy_database(folder: Path, copy: Path) -> bool:
+    """Copy the database of a folder in use; False when it could not be caught between two writes.
+
+    A journal beside it may be a living writer's, which SQLite's backup call waits for, or a dead one's, which needs a rollback
+    that must not happen in the source: then, and in write-ahead-log mode, all its files are copied as they are.
+    """
+    with (folder / DATABASE).open("rb") as file:
+        file.seek(18)
+        uses_wal = file.read(2) == _WAL_MODE
+    return (not uses_wal and _backup(folder, copy)) or _copy_database(folder, copy)
+
+
 def _copy_indexes(folder: Path, copy: Path, segments: list[str]) -> None:
     for segment in segments:
         if not (folder / segment).is_dir():
