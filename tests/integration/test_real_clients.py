@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import chromadb
+import chromadb.errors
 import numpy as np
 import pytest
 from chromadb.api.types import EmbeddingFunction, Embeddings
@@ -25,8 +26,11 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 from conformance import npm_client
 from support.embedding import embed
 from support.server import ServerProcess, running_server
+from support.tokens import make_token
 
-Part = Callable[[int], None]
+# Takes the port of a server and a token for it.
+Part = Callable[[int, str], None]
+WITH_TOKENS = {"PGCHROMA_AUTH": "token"}
 DOG = "A lazy dog sleeps"
 
 
@@ -59,18 +63,19 @@ class LangchainWords(LangchainEmbeddings):
         return embed(text)
 
 
-def langchain_store(port: int) -> Chroma:
+def langchain_store(port: int, token: str) -> Chroma:
     return Chroma(
         collection_name="langchain",
         embedding_function=LangchainWords(),
         host="127.0.0.1",
         port=port,
+        headers={"Authorization": f"Bearer {token}"},
         collection_configuration={"hnsw": {"space": "cosine"}},
     )
 
 
-def langchain_write(port: int) -> None:
-    chroma = langchain_store(port)
+def langchain_write(port: int, token: str) -> None:
+    chroma = langchain_store(port, token)
     documents = [
         Document("The quick brown fox jumps", metadata={"animal": "fox", "legs": 4}),
         Document(DOG, metadata={"animal": "dog", "legs": 4, "lazy": True}),
@@ -90,8 +95,8 @@ def langchain_write(port: int) -> None:
     chroma.delete(["4"])
 
 
-def langchain_read(port: int) -> None:
-    chroma = langchain_store(port)
+def langchain_read(port: int, token: str) -> None:
+    chroma = langchain_store(port, token)
     assert chroma.get()["ids"] == ["1", "2", "3"]
     (bird,) = chroma.get_by_ids(["3"])
     assert (bird.page_content, bird.metadata["flies"]) == ("A bird flies", True)
@@ -102,8 +107,10 @@ def langchain_read(port: int) -> None:
     chroma.delete_collection()
 
 
-def llama_store(port: int) -> ChromaVectorStore:
-    return ChromaVectorStore.from_params("llama", host="127.0.0.1", port=str(port))
+def llama_store(port: int, token: str) -> ChromaVectorStore:
+    return ChromaVectorStore.from_params(
+        "llama", host="127.0.0.1", port=str(port), headers={"X-Chroma-Token": token}
+    )
 
 
 def llama_node(number: str, text: str, source: str, **metadata: object) -> TextNode:
@@ -117,8 +124,8 @@ def llama_ids(vector_store: ChromaVectorStore, text: str, count: int = 2, **opti
     return vector_store.query(query).ids
 
 
-def llama_write(port: int) -> None:
-    vectors = llama_store(port)
+def llama_write(port: int, token: str) -> None:
+    vectors = llama_store(port, token)
     nodes: list[BaseNode] = [
         llama_node("1", "The quick brown fox jumps", "book", animal="fox", legs=4),
         llama_node("2", DOG, "book", animal="dog", legs=4),
@@ -140,8 +147,8 @@ def llama_write(port: int) -> None:
     vectors.delete("song")
 
 
-def llama_read(port: int) -> None:
-    vectors = llama_store(port)
+def llama_read(port: int, token: str) -> None:
+    vectors = llama_store(port, token)
     nodes = vectors.get_nodes(["1", "2"])
     assert [(found.node_id, found.metadata["legs"]) for found in nodes] == [("1", 4), ("2", 3)]
     assert vectors.get_nodes(["3"]) == []
@@ -152,8 +159,10 @@ def llama_read(port: int) -> None:
     vectors.clear()
 
 
-async def asynchronous_write(port: int) -> None:
-    client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=port)
+async def asynchronous_write(port: int, token: str) -> None:
+    client = await chromadb.AsyncHttpClient(
+        host="127.0.0.1", port=port, headers={"Authorization": f"Bearer {token}"}
+    )
     made = await client.create_collection("async", embedding_function=HashedWords())
     texts = [f"{word} number {number}" for number in range(40) for word in ("fox", "dog")]
     parts = [range(start, start + 10) for start in range(0, len(texts), 10)]
@@ -174,63 +183,75 @@ async def asynchronous_write(port: int) -> None:
     await made.delete(where=above)
 
 
-async def asynchronous_read(port: int) -> None:
-    client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=port)
+async def asynchronous_read(port: int, token: str) -> None:
+    client = await chromadb.AsyncHttpClient(
+        host="127.0.0.1", port=port, headers={"Authorization": f"Bearer {token}"}
+    )
     made = await client.get_collection("async", embedding_function=HashedWords())
     assert await made.count() == 70
     assert (await made.get(ids=["0"]))["documents"] == ["changed"]
     assert (await made.query(query_texts=["changed"], n_results=1))["ids"] == [["0"]]
 
 
-def cloud_client(port: int) -> Any:
+def cloud_client(port: int, token: str) -> Any:
     """It names tenant, database and a token in a header, as against Chroma's own service."""
     return chromadb.CloudClient(
         tenant="default_tenant",
         database="default_database",
-        api_key="whatever",
+        api_key=token,
         cloud_host="127.0.0.1",
         cloud_port=port,
         enable_ssl=False,
     )
 
 
-def cloud_write(port: int) -> None:
-    made = cloud_client(port).create_collection("cloud", embedding_function=HashedWords())
+def cloud_write(port: int, token: str) -> None:
+    made = cloud_client(port, token).create_collection("cloud", embedding_function=HashedWords())
     made.add(ids=["a", "b"], documents=["one fox", "two dogs"])
     made.upsert(ids=["b"], documents=["two cats"])
 
 
-def cloud_read(port: int) -> None:
-    made = cloud_client(port).get_collection("cloud", embedding_function=HashedWords())
+def cloud_read(port: int, token: str) -> None:
+    made = cloud_client(port, token).get_collection("cloud", embedding_function=HashedWords())
     assert made.query(query_texts=["cats"], n_results=1)["documents"] == [["two cats"]]
     assert made.configuration["embedding_function"].get_config() == {"dimension": 384}
-    cloud_client(port).delete_collection("cloud")
-    assert "cloud" not in [entry.name for entry in cloud_client(port).list_collections()]
+    cloud_client(port, token).delete_collection("cloud")
+    assert "cloud" not in [entry.name for entry in cloud_client(port, token).list_collections()]
 
 
 CLIENTS: dict[str, tuple[Part, Part]] = {
     "javascript": (
-        lambda port: npm_client.round_trip("write", port),
-        lambda port: npm_client.round_trip("read", port),
+        lambda port, token: npm_client.round_trip("write", port, token),
+        lambda port, token: npm_client.round_trip("read", port, token),
     ),
     "langchain": (langchain_write, langchain_read),
     "llama-index": (llama_write, llama_read),
     "asynchronous": (
-        lambda port: asyncio.run(asynchronous_write(port)),
-        lambda port: asyncio.run(asynchronous_read(port)),
+        lambda port, token: asyncio.run(asynchronous_write(port, token)),
+        lambda port, token: asyncio.run(asynchronous_read(port, token)),
     ),
     "cloud": (cloud_write, cloud_read),
 }
 
 
 @pytest.fixture(scope="module")
-def written(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exception]:
+def token(module_database_url: str) -> str:
+    """A token that may write, which every client sends in its own way; the servers here ask for one."""
+    return make_token(module_database_url, "clients", "write")
+
+
+@pytest.fixture(scope="module")
+def written(
+    module_database_url: str, token: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Exception]:
     """Let every client write to a server with two workers that ends afterwards; what went wrong, by client."""
     problems: dict[str, Exception] = {}
-    with running_server(module_database_url, tmp_path_factory.mktemp("first"), workers=2) as first:
+    with running_server(
+        module_database_url, tmp_path_factory.mktemp("first"), workers=2, environment=WITH_TOKENS
+    ) as first:
         for name, (write, _) in CLIENTS.items():
             try:
-                write(first.port)
+                write(first.port, token)
             except Exception as error:  # noqa: BLE001 - told by the test of that client
                 problems[name] = error
     return problems
@@ -241,14 +262,23 @@ def restarted(
     written: dict[str, Exception], module_database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     """A second server over what the clients wrote to the first."""
-    with running_server(module_database_url, tmp_path_factory.mktemp("second"), workers=2) as second:
+    with running_server(
+        module_database_url, tmp_path_factory.mktemp("second"), workers=2, environment=WITH_TOKENS
+    ) as second:
         yield second
 
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_client_finds_what_it_wrote_before_a_restart(
-    written: dict[str, Exception], restarted: ServerProcess, name: str
+    written: dict[str, Exception], restarted: ServerProcess, token: str, name: str
 ) -> None:
     if name in written:
         raise written[name]
-    CLIENTS[name][1](restarted.port)
+    CLIENTS[name][1](restarted.port, token)
+
+
+def test_a_client_without_a_token_is_refused(restarted: ServerProcess) -> None:
+    with pytest.raises(chromadb.errors.ChromaAuthError):
+        chromadb.HttpClient(host="127.0.0.1", port=restarted.port)
+    with pytest.raises(AssertionError, match=r"Chroma\w+Error"):
+        npm_client.round_trip("write", restarted.port)
