@@ -9,7 +9,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from click.testing import CliRunner
+
 from pgchroma.cli.main import cli, run
+from pgchroma.errors import PgchromaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +66,14 @@ def here(*arguments: object) -> Outcome:
         except SystemExit as ended:
             code = ended.code
     return Outcome(int(code or 0), stdout.getvalue(), stderr.getvalue())
+
+
+def within(*arguments: object) -> Outcome:
+    """Run `pgchroma` in this process: the same commands without the second that starting Python and importing takes."""
+    result = CliRunner().invoke(cli, list(map(str, arguments)))
+    error = result.exception
+    if isinstance(error, PgchromaError):
+        return Outcome(int(error.exit_code), result.stdout, f"{error.message}\n{error.hint}")
+    if error is not None and not isinstance(error, SystemExit):
+        raise error
+    return Outcome(result.exit_code, result.stdout, result.stderr)

@@ -71,6 +71,7 @@ class ChromaProcess:
                 env={**os.environ, "ANONYMIZED_TELEMETRY": "False"},
                 start_new_session=True,
             )
+        self._clients: list[RemoteClient] = []
         self.client = self._connect()
 
     def _connect(self) -> RemoteClient:
@@ -79,7 +80,8 @@ class ChromaProcess:
         port = int(self.url.rpartition(":")[2])
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                return RemoteClient(Access(self.url, {}))
+                self._clients.append(RemoteClient(Access(self.url, {})))
+                return self._clients[0]
             pause.wait(0.05)
         self.stop()
         told = self._log.read_text(errors="replace").strip().splitlines()[-3:]
@@ -90,6 +92,8 @@ class ChromaProcess:
 
     def stop(self) -> None:
         """End it, so that everything is on disk."""
+        for client in self._clients:
+            client.close()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:

@@ -1,0 +1,233 @@
+"""What is newer than a receipt goes back to the old side; what was put aside can be recovered; the report stands alone."""
+
+import asyncio
+import json
+import random
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+
+from pgchroma.exit_codes import ExitCode
+from pgchroma.migrate.remote import versions
+from pgchroma.migrate.remote.folder import ChromaProcess
+from pgchroma.store import Store
+from pgchroma.types import Filter, RecordBatch
+from support import chroma
+from support.command import Outcome, pgchroma, within
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder to move."""
+    return chroma.extract("1.5.9", tmp_path)
+
+
+def run(source: object, target: object, receipt: Path, *more: object) -> Outcome:
+    return within("migrate", "run", source, "--to", target, "--receipt", receipt, "--format", "json", *more)
+
+
+async def use(url: str) -> None:
+    """Do what applications do after a migration: to each kind of record something."""
+    async with await Store.open(url) as store:
+        odd = await store.get_collection("default_tenant", "default_database", "odd")
+        vectors = np.random.default_rng(5).normal(size=(40, 16)).astype(np.float32)
+        await store.delete(odd.id, Filter(ids=["plain-1", "plain-2", "types"]))
+        await store.add(
+            odd.id, RecordBatch([f"born-{n}" for n in range(30)], vectors[:30], documents=["new"] * 30)
+        )
+        await store.add(odd.id, RecordBatch(["plain-1"], vectors[30:31], metadatas=[{"again": True}]))
+        await store.update(odd.id, RecordBatch(["plain-3"], metadatas=[{"n": None, "other": 1.0}]))
+        await store.upsert(odd.id, RecordBatch(["plain-4", "plain-5"], vectors[31:33]))
+        await store.update(odd.id, RecordBatch(["none"], documents=["text at last"]))
+        handbook = await store.get_collection("default_tenant", "default_database", "handbook")
+        await store.delete(handbook.id, Filter(where={"chapter": "backup"}))
+        fresh = await store.create_collection("default_tenant", "default_database", "fresh")
+        await store.add(fresh.id, RecordBatch(["first"], vectors[33:34]))
+
+
+def test_what_is_newer_than_the_receipt_goes_back_into_the_folder(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    asyncio.run(use(database_url))
+    assert within("migrate", "verify", folder, "--to", database_url).code == ExitCode.VERIFICATION_FAILED
+
+    done = run(database_url, folder, tmp_path / "back.json", "--since", tmp_path / "there.json")
+    assert done.code == ExitCode.OK, done.stderr
+    odd = next(item for item in done.json["increment"] if item["collection"].endswith("/odd"))
+    assert (odd["born"], odd["changed"], odd["deleted"]) == (31, 4, 2)
+    assert next(item for item in done.json["increment"] if item["collection"].endswith("/fresh"))["created"]
+    assert within("migrate", "verify", database_url, "--to", folder).code == ExitCode.OK
+    assert Path(done.json["replaced"]).is_dir()
+
+    # The next increment starts from this one's receipt and finds nothing to do.
+    again = run(database_url, folder, tmp_path / "more.json", "--since", tmp_path / "back.json")
+    assert again.code == ExitCode.OK, again.stderr
+    assert sum(item["born"] + item["changed"] + item["deleted"] for item in again.json["increment"]) == 0
+
+
+def test_a_folder_that_was_used_meanwhile_is_not_overwritten(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    with sqlite3.connect(folder / "chroma.sqlite3") as database:
+        database.execute("DELETE FROM embeddings WHERE embedding_id = 'plain-1'")
+    database.close()
+    done = run(database_url, folder, tmp_path / "back.json", "--since", tmp_path / "there.json")
+    assert done.code == ExitCode.SOURCE_CHANGED
+    assert "odd: records was 114, is 113" in done.stderr
+
+
+def test_another_databases_receipt_is_refused(folder: Path, database_url: str, tmp_path: Path) -> None:
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    told = json.loads((tmp_path / "there.json").read_text())
+    told["horizon"]["system"] = "1"
+    (tmp_path / "there.json").write_text(json.dumps(told))
+    done = run(database_url, folder, tmp_path / "back.json", "--since", tmp_path / "there.json")
+    assert done.code == ExitCode.REFUSED
+    assert "another cluster" in done.stderr
+
+
+def test_what_was_put_aside_is_kept_whole(folder: Path, database_url: str, tmp_path: Path) -> None:
+    vector = np.full(64, np.nan, dtype="<f4")
+    vector[:2] = 1.5, np.inf
+    with sqlite3.connect(folder / "chroma.sqlite3") as database:
+        database.execute(
+            "UPDATE embeddings_queue SET vector = ? WHERE id = 'south-backup-02'", (vector.tobytes(),)
+        )
+        (document,) = database.execute(
+            "SELECT string_value FROM embedding_metadata m JOIN embeddings e USING (id) "
+            "WHERE embedding_id = 'south-backup-02' AND key = 'chroma:document'"
+        ).fetchone()
+    database.close()
+    done = run(folder, database_url, tmp_path / "r.json", "--policy", "vector-not-finite=quarantine", "--policy", "nul=quarantine")  # fmt: skip
+    assert done.code == ExitCode.OK, done.stderr
+    assert {item["code"] for item in done.json["skipped"]} == {"vector-not-finite", "nul"}
+    shown = within("migrate", "quarantine", "--database-url", database_url, "--format", "json").json
+    kept = next(item for item in shown if item["id"] == "south-backup-02")
+    assert kept["document"] == document
+    assert np.array_equal(np.array(kept["embedding"], np.float32), vector, equal_nan=True)
+    odd = next(item for item in shown if item["code"] == "nul")
+    assert odd["id"] == "nul\0id"
+    assert json.loads(odd["metadata"]) == {"nul\0key": "nul\0value", "plain": "x"}
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            "SELECT count(*), sum(cardinality(embedding)) FROM pgchroma.migration_quarantine"
+        )
+        assert row.fetchone() == (len(shown), 64 + 16 * (len(shown) - 1))
+    # The proof knows that they are not to be there, also later.
+    verified = within("migrate", "verify", "--receipt", tmp_path / "r.json", "--to", database_url)
+    assert verified.code == ExitCode.OK, verified.stderr
+
+
+@pytest.mark.parametrize(("action", "records"), [("report", 463), ("quarantine", 463), ("convert", 465)])
+def test_records_that_chroma_lost_are_what_the_policy_makes_of_them(
+    folder: Path, database_url: str, tmp_path: Path, action: str, records: int
+) -> None:
+    with sqlite3.connect(folder / "chroma.sqlite3") as database:
+        # A row of the log, and a vector that only the index still holds.
+        database.execute("DELETE FROM embeddings WHERE embedding_id IN ('south-backup-02', 'plain-1')")
+    database.close()
+    done = run(folder, database_url, tmp_path / "r.json", "--policy", f"record-lost={action}")
+    assert done.code == ExitCode.OK, done.stderr
+    assert done.json["records"] == records
+    assert sorted(item["id"] for item in done.json["skipped"]) == (
+        ["plain-1", "south-backup-02"] if action == "quarantine" else []
+    )
+    if action == "convert":
+        wanted = next(
+            row for row in chroma.expected("1.5.9")["south/live/notes"].rows if row["id"] == "south-backup-02"
+        )
+
+        async def found() -> tuple[str | None, bytes | None]:
+            async with await Store.open(database_url) as store:
+                notes = await store.get_collection("south", "live", "notes")
+                rows = [record async for page in store.iter_records(notes) for record in page]
+            assert rows[-1].id == "south-backup-02"
+            assert rows[-1].metadata == wanted["metadata"]
+            return rows[-1].document, rows[-1].embedding.tobytes() if rows[-1].embedding is not None else None
+
+        assert asyncio.run(found()) == (
+            wanted["document"],
+            np.array(wanted["embedding"], np.float32).tobytes(),
+        )
+    refused = run(folder, tmp_path / "x.jsonl", tmp_path / "f.json", "--policy", "record-lost=fail")
+    assert refused.code == ExitCode.SOURCE_UNREADABLE
+
+
+def test_the_report_needs_nothing_but_itself(folder: Path, database_url: str, tmp_path: Path) -> None:
+    done = run(folder, database_url, tmp_path / "r.json")
+    assert done.code == ExitCode.OK, done.stderr
+    page = Path(done.json["report"]).read_text()
+    assert "Every record is equal on both sides" in page
+    assert page.count("<svg") >= 3
+    assert "handbook" in page
+    outside = re.compile(r"""(?:https?:)?//[\w.-]|@import|<script|<link|src=|url\(""")
+    assert not outside.search(page), outside.search(page)
+
+
+def test_the_log_file_and_the_plan_tell_the_operator(folder: Path, database_url: str, tmp_path: Path) -> None:
+    plan = within("migrate", "plan", folder, "--to", database_url, "--format", "json").json
+    assert plan["expected"]["seconds"] > 0
+    assert plan["expected"]["disk_bytes"] > plan["bytes"]
+    assert run(folder, database_url, tmp_path / "r.json", "--log-file", tmp_path / "log").code == ExitCode.OK
+    log = (tmp_path / "log").read_text()
+    assert "default_tenant/default_database/odd: 114 records copied" in log
+
+
+_RANDOM_KILL = """
+import os, random, signal, threading, time
+import pgchroma.migrate.chroma.folder as folder
+from pgchroma.migrate.sink import StoreSink
+folder.PAGE_RECORDS = 15
+write, first = StoreSink.write, True
+
+async def instrumented(self, *arguments):
+    global first
+    if first:
+        first = False
+        def end():
+            threading.Event().wait({delay})
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Thread(target=end, daemon=True).start()
+    return await write(self, *arguments)
+
+StoreSink.write = instrumented
+"""
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_killed_at_a_random_moment(folder: Path, database_url: str, tmp_path: Path, number: int) -> None:
+    """A tenth of `make kill-migrate`, which does it ten times and more."""
+    delay = random.Random(number).uniform(0.005, 0.4)
+    killed = pgchroma(
+        "migrate", "run", folder, "--database-url", database_url, "--receipt", tmp_path / "r.json",
+        prelude=_RANDOM_KILL.format(delay=delay), TMPDIR=str(tmp_path),
+    )  # fmt: skip
+    assert killed.code in (-9, ExitCode.OK), killed.stderr
+    if killed.code:
+        resumed = within(
+            "migrate", "resume", "--database-url", database_url, "--receipt", tmp_path / "r.json"
+        )
+        # Killed after the last phase was noted, there is nothing left to resume.
+        assert resumed.code in (ExitCode.OK, ExitCode.REFUSED), resumed.stderr
+    assert within("migrate", "verify", folder, "--to", database_url).code == ExitCode.OK
+
+
+def test_a_server_gets_what_is_newer(folder: Path, database_url: str, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "served")
+    process = ChromaProcess(versions.program("1.5.9"), tmp_path / "served", tmp_path / "log")
+    try:
+        scopes = ("--scope", "default_tenant")
+        assert run(process.url, database_url, tmp_path / "there.json", *scopes).code == ExitCode.OK
+        asyncio.run(use(database_url))
+        done = run(database_url, process.url, tmp_path / "back.json", "--since", tmp_path / "there.json")
+        assert done.code == ExitCode.OK, done.stderr
+        assert sum(item["deleted"] for item in done.json["increment"]) > 10
+    finally:
+        process.stop()
