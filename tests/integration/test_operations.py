@@ -239,6 +239,23 @@ class TestLimits:
             assert api("GET", f"{path}/count")[1] == 1
             wait_for("nothing to be left behind", lambda: waiting(database_url) == 0)
 
+    def test_what_is_wanted_whole_has_no_deadline(self, database_url: str, tmp_path: Path) -> None:
+        limit = {"PGCHROMA_REQUEST_TIMEOUT_SECONDS": "1"}
+        with running_server(database_url, tmp_path, workers=1, environment=limit) as server:
+            api = Api(server.port)
+            path = made(api)
+            answers: list[tuple[int, Any, dict[str, str]]] = []
+            fork = threading.Thread(
+                target=lambda: answers.append(api("POST", f"{path}/fork", {"new_name": "copy"}))
+            )
+            with locked(database_url):
+                fork.start()
+                # Begun before that, given up before it would have been: the fork has outlived its own second.
+                check(api("POST", f"{path}/get", {}), 503, "ServiceUnavailable", "PGCHROMA_REQUEST_TIMEOUT")
+                check(api("POST", f"{path}/get", {}), 503, "ServiceUnavailable", "PGCHROMA_REQUEST_TIMEOUT")
+            fork.join(30)
+            assert [answer[0] for answer in answers] == [200]
+
     def test_a_body_that_does_not_come_is_not_waited_for(self, database_url: str, tmp_path: Path) -> None:
         limit = {"PGCHROMA_REQUEST_TIMEOUT_SECONDS": "1"}
         with (

@@ -71,7 +71,7 @@ class Application:
             request = Request(scope, receive, params, max_body_bytes=self._settings.max_body_bytes)
             if self._context is None:
                 raise RuntimeError("a request before the start of the application")
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._seconds) as request.deadline:
                 if self._guard is not None and route.scope != "open":
                     request.token = await self._guard.admit(route.scope, request)
                     if "collection" in params:
@@ -85,9 +85,14 @@ class Application:
                 HttpError(503, "ServiceUnavailable", "The server stopped before the request was done")
             )
         except TimeoutError as error:
-            return errors.response_to(
-                error if self._seconds is None or request is None else _too_slow(request, self._seconds)
-            )
+            if (
+                self._seconds is None
+                or request is None
+                or request.deadline is None
+                or not request.deadline.expired()
+            ):
+                return errors.response_to(error)
+            return errors.response_to(_too_slow(request, self._seconds))
         except Exception as error:  # noqa: BLE001 - whatever goes wrong, the client gets an answer and the log the rest
             return errors.response_to(error)
         return response

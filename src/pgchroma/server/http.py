@@ -1,5 +1,6 @@
 """The little of HTTP that the handlers need: a request, a response, and the errors that end a request."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
@@ -74,7 +75,16 @@ def json_response(value: object, status: int = 200, headers: Headers | None = No
 class Request:
     """One HTTP request, its path parameters decoded."""
 
-    __slots__ = ("_max_body_bytes", "_receive", "body_bytes", "is_reading", "params", "scope", "token")
+    __slots__ = (
+        "_max_body_bytes",
+        "_receive",
+        "body_bytes",
+        "deadline",
+        "is_reading",
+        "params",
+        "scope",
+        "token",
+    )
 
     def __init__(
         self, scope: Scope, receive: Receive, params: dict[str, str], *, max_body_bytes: int
@@ -84,6 +94,8 @@ class Request:
         self.body_bytes = 0
         # Whether the body is still under way, so that it is the client who is slow.
         self.is_reading = False
+        # When it is given up; None while nobody has set one.
+        self.deadline: asyncio.Timeout | None = None
         # Who asks; None when the server asks nobody for a token.
         self.token: Token | None = None
         self._receive = receive
@@ -129,6 +141,11 @@ class Request:
         if self.body_bytes > self._max_body_bytes:
             raise self._too_large()
         return body
+
+    def lift_deadline(self) -> None:
+        """Let the request take as long as it takes: for what works through any amount of data and is wanted whole."""
+        if self.deadline is not None:
+            self.deadline.reschedule(None)
 
     def _too_large(self) -> HttpError:
         return HttpError(

@@ -33,6 +33,7 @@ async def search(context: Context, request: Request) -> Response:
 async def fork(context: Context, request: Request) -> Response:
     """Copy a collection into a new one of the same database and return that."""
     payload = _fork.decode(await request.body())
+    request.lift_deadline()
     created = await context.store.fork(
         collection_id(request), payload.new_name, request.params["tenant"], request.params["database"]
     )

@@ -67,10 +67,11 @@ async def metrics_text(context: Context, _request: Request) -> Response:
     return Response(text, content_type=metrics.CONTENT_TYPE)
 
 
-async def reset(context: Context, _request: Request) -> Response:
+async def reset(context: Context, request: Request) -> Response:
     """Delete everything, where the settings allow it."""
     if not context.settings.allow_reset:
         raise HttpError(403, "ChromaError", "Reset is disabled by config")
+    request.lift_deadline()
     await context.store.reset()
     return json_response(True)
 

@@ -63,6 +63,7 @@ async def get_database(context: Context, request: Request) -> Response:
 
 async def delete_database(context: Context, request: Request) -> Response:
     """Delete a database with everything in it."""
+    request.lift_deadline()
     await context.store.delete_database(request.params["tenant"], request.params["database"])
     return json_response({})
 
