@@ -5,9 +5,11 @@ rows of a collection up once it has nothing to do there: when what no index cove
 `version` goes up by one, which is what clients wait for.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
+import psycopg
 from psycopg import sql
 
 from pgchroma.errors import NotFoundError
@@ -90,15 +92,15 @@ async def settle(connection: Connection, index_minimum_rows: int) -> None:
 
 
 async def _has_nothing_to_index(connection: Connection, collection_id: UUID, index_minimum_rows: int) -> bool:
-    try:
+    # Deleted meanwhile: the next look clears its rows away.
+    with suppress(NotFoundError, psycopg.errors.UndefinedTable):
         collection = await catalog.get_collection_by_id(connection, collection_id)
-    except NotFoundError:
-        return False
-    return (
-        collection.table_number is None
-        or kinds.wanted(collection) is None
-        or await _tail_is_short(connection, collection, index_minimum_rows)
-    )
+        return (
+            collection.table_number is None
+            or kinds.wanted(collection) is None
+            or await _tail_is_short(connection, collection, index_minimum_rows)
+        )
+    return False
 
 
 async def _tail_is_short(connection: Connection, collection: Collection, index_minimum_rows: int) -> bool:

@@ -1,7 +1,7 @@
 // A round trip with Chroma's JavaScript client, in two parts with a restart of the server between them:
 //   node round_trip.mjs write|read <port> [<token>]
 import assert from "node:assert/strict";
-import { ChromaClient } from "chromadb";
+import { ChromaClient, K, Knn, Rrf, Schema, Search, SparseVectorIndexConfig } from "chromadb";
 
 const [phase, port, token] = process.argv.slice(2);
 const DOCUMENTS = ["The quick brown fox", "A lazy dog", "Zoë's café: 100% 🦊", ""];
@@ -47,6 +47,7 @@ const client = new ChromaClient({
 const embeddingFunction = new Letters();
 
 async function write() {
+  await search();
   assert.ok((await client.heartbeat()) > 1.7e18);
   assert.equal(await client.version(), "1.0.0");
   const collection = await client.createCollection({
@@ -84,6 +85,35 @@ async function write() {
   const large = await client.getOrCreateCollection({ name: "large", embeddingFunction });
   const ids = Array.from({ length: 2000 }, (_, number) => `id-${number}`);
   await large.add({ ids, embeddings: ids.map((_, number) => [number, 1, 2]) });
+}
+
+async function search() {
+  const schema = new Schema().createIndex(new SparseVectorIndexConfig({}), "words");
+  const collection = await client.createCollection({ name: "searched", schema, embeddingFunction: null });
+  const words = [{ indices: [1, 2], values: [1, 0.5] }, { indices: [2], values: [1] }, { indices: [9], values: [1] }];
+  await collection.add({
+    ids: ["a", "b", "c"],
+    embeddings: [[1, 0], [0, 1], [1, 1]],
+    documents: ["x", "y", "z"],
+    metadatas: words.map((vector, number) => ({ number, words: vector })),
+  });
+  assert.deepEqual((await collection.get({ ids: ["b"] })).metadatas, [{ number: 1, words: words[1] }]);
+  const dense = Knn({ query: [1, 0.1], returnRank: true, default: 10 });
+  const sparse = Knn({ query: { indices: [2], values: [1] }, key: "words", returnRank: true, default: 10 });
+  const rows = (
+    await collection.search([
+      new Search().where(K("number").gte(1)).rank(Knn({ query: [1, 0.1] })).limit(1).select(K.DOCUMENT),
+      new Search().rank(Rrf({ ranks: [dense, sparse] })).select(K.SCORE, "number"),
+    ])
+  ).rows();
+  assert.deepEqual(rows[0], [{ id: "c", document: "z" }]);
+  assert.deepEqual(rows[1].map((row) => [row.id, row.metadata]), [["a", { number: 0 }], ["b", { number: 1 }], ["c", { number: 2 }]]);
+  const fork = await collection.fork({ name: "searched-fork" });
+  assert.equal(await fork.count(), 3);
+  assert.equal(await fork.forkCount(), 1);
+  assert.equal((await collection.getIndexingStatus()).total_ops, 3);
+  await client.deleteCollection({ name: "searched" });
+  await client.deleteCollection({ name: "searched-fork" });
 }
 
 async function read() {
