@@ -22,7 +22,8 @@ from pgchroma.errors import (
     VerificationError,
 )
 from pgchroma.migrate.digest import record_digest
-from pgchroma.store import Store, dumps, loads, sketches, sparse, tables
+from pgchroma.store import Store, backups, builds, dumps, kinds, loads, segments, sketches, sparse, tables
+from pgchroma.store.segments import Segment
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection, Filter, RecordBatch
 from pgchroma.verify.database import check_database
 from support.command import pgchroma
@@ -252,6 +253,21 @@ class TestInTheWay:
             kept = [name in there for name in names]
             assert kept == sorted(kept)
         require_whole(database_url)
+
+    async def test_an_index_of_the_replaced_tables_is_not_taken_for_one_of_the_new(
+        self, own_store: Store, database_url: str, dumped: Path
+    ) -> None:
+        collection = await named(own_store, "notes")
+        await bring(database_url, dumped, policy="replace")
+        kind = kinds.wanted(collection)
+        assert kind is not None
+        async with await backups.connect(database_url, "test") as connection:
+            # What an indexer does that began before the swap and comes to its end before the old tables are dropped.
+            assert collection.table_number is not None
+            for statement in tables.create(collection.table_number, 5, "cosine"):
+                await connection.execute(statement)
+            await builds.build_segment(connection, collection, kind, Segment(0, 10**6, ""))  # type: ignore[arg-type]
+            assert await segments.load(connection, collection.id) == []  # type: ignore[arg-type]
 
     async def test_merge_takes_the_place_of_the_same_ids_only(
         self, own_store: Store, database_url: str, dumped: Path

@@ -51,7 +51,8 @@ async def build_segment(connection: Connection, collection: Collection, kind: Ki
         await connection.execute(
             "INSERT INTO pgchroma.index_segments "
             "(collection_id, low_seq, high_seq, index_name, row_count, build_seconds, kind, quantisation, options, lists) "
-            "SELECT id, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM pgchroma.collections WHERE id = %s",
+            # Not when a load has given it other tables meanwhile.
+            "SELECT id, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM pgchroma.collections WHERE id = %s AND table_number = %s",
             [
                 segment.low,
                 segment.high,
@@ -63,6 +64,7 @@ async def build_segment(connection: Connection, collection: Collection, kind: Ki
                 kind.options,
                 kinds.lists(rows) if kind.kind == "ivfflat" else None,
                 collection.id,
+                number,
             ],
         )
     await _drop_all(connection, replaced)
@@ -106,7 +108,7 @@ async def build_records(connection: Connection, collection: Collection, segment:
         await connection.execute(
             "INSERT INTO pgchroma.record_segments "
             "(collection_id, low_seq, high_seq, metadata_index, row_count, build_seconds) "
-            "SELECT id, %s, %s, %s, %s, %s FROM pgchroma.collections WHERE id = %s",
+            "SELECT id, %s, %s, %s, %s, %s FROM pgchroma.collections WHERE id = %s AND table_number = %s",
             [
                 segment.low,
                 segment.high,
@@ -114,6 +116,7 @@ async def build_records(connection: Connection, collection: Collection, segment:
                 rows,
                 seconds,
                 collection.id,
+                number,
             ],
         )
     await _drop_all(connection, replaced)

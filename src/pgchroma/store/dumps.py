@@ -247,6 +247,9 @@ class Snapshot:
         assert row is not None  # noqa: S101 - a SELECT without FROM has one row
         self.embeddings.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         self.embeddings.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(row[0])))
+        for connection in (self.records, self.embeddings):
+            # One waits while the other works, and both while a chunk is written.
+            connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         # A chunk's few thousand vectors are looked up one by one; the planner might read the whole table for each chunk.
         self.embeddings.execute("SET LOCAL enable_hashjoin = off")
         self.embeddings.execute("SET LOCAL enable_mergejoin = off")
