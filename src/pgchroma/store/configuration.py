@@ -270,17 +270,20 @@ def update(schema: Json, change: Mapping[str, Any]) -> tuple[Json, Json]:
     return derive(changed), changed
 
 
+_VALUE_TYPES: dict[type, str] = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "string",
+    dict: "sparse_vector",
+}
+
+
 def value_type(value: object) -> str:
     """Return the schema's name of a metadata value's type; a list counts as its elements, an object is a sparse vector."""
-    if isinstance(value, dict):
-        return "sparse_vector"
     if isinstance(value, list):
         return value_type(value[0]) if value else "string"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int"
-    return "float" if isinstance(value, float) else "string"
+    return _VALUE_TYPES.get(type(value), "string")
 
 
 def discover(schema: Json, seen: set[tuple[str, str]]) -> Json | None:

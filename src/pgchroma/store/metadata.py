@@ -31,13 +31,15 @@ def _plain_float(value: float) -> msgspec.Raw:
     return msgspec.Raw((digits if "." in digits else digits + ".0").encode())
 
 
-def _needs_care(value: object) -> bool:
+def _number_needs_care(value: object) -> bool:
+    """Whether a value holds a number that JSON alone would not bring through jsonb; sparse vectors are kept elsewhere."""
+    kind = type(value)
+    if kind is str or kind is int or kind is bool:
+        return False
     if isinstance(value, float):
         return not (-_POINTLESS < value < _POINTLESS) or (value == 0.0 and math.copysign(1.0, value) < 0)
-    if isinstance(value, str):
-        return text.encode(value) is not value
     if isinstance(value, list):
-        return any(_needs_care(item) for item in value)
+        return any(map(_number_needs_care, value))
     return isinstance(value, dict)
 
 
@@ -67,9 +69,11 @@ def encode(metadata: Mapping[str, Any]) -> tuple[bytes, str | None]:
 
     The second value is set only where jsonb alone would lose something.
     """
-    special_key = any(text.encode(key) is not key for key in metadata)
-    if not special_key and not any(map(_needs_care, metadata.values())):
-        return _encode_json(metadata), None
+    # Strings and keys are looked at all at once, as the JSON that most metadata is stored as.
+    if not any(map(_number_needs_care, metadata.values())):
+        encoded_as_it_is = _encode_json(metadata)
+        if not text.may_need_encoding(encoded_as_it_is):
+            return encoded_as_it_is, None
     encoded = {
         text.encode(key): _careful(value) for key, value in metadata.items() if not isinstance(value, dict)
     }

@@ -19,6 +19,9 @@ _WORD = re.compile(f"[{_FIRST}][{_SECOND}]")
 # What appears in UTF-8 bytes of encoded text, and only there: U+FDD0 to U+FDD5 all start so.
 SPECIAL_UTF8 = b"\xef\xb7\x90", b"\xef\xb7\x91"
 
+# How the UTF-8 of U+FDC0 to U+FDFF begins, our noncharacters among them.
+_LEADING_UTF8 = b"\xef\xb7"
+
 # The largest id, in bytes, that is its own key; a B-tree entry must stay below about 2,700 bytes.
 LONGEST_KEY_BYTES = 1024
 
@@ -26,6 +29,17 @@ LONGEST_KEY_BYTES = 1024
 def encode(text: str) -> str:
     """Return `text` in the form PostgreSQL can hold; the same object when nothing needs encoding."""
     return text.translate(_ENCODE) if _SPECIAL.search(text) else text
+
+
+def encode_utf8(text: str) -> bytes:
+    """Return `encode(text)` as UTF-8."""
+    data = text.encode()
+    return encode(text).encode() if b"\x00" in data or _LEADING_UTF8 in data else data
+
+
+def may_need_encoding(json: bytes) -> bool:
+    """Whether any string in JSON text may need `encode`; never False where one does."""
+    return b"\\u0000" in json or _LEADING_UTF8 in json
 
 
 def decode(text: str) -> str:
