@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -28,7 +28,7 @@ from pgchroma.errors import (
     DatabaseUnreachableError,
     InvalidArgumentError,
 )
-from pgchroma.store import barrier
+from pgchroma.store import barrier, wire
 
 logger = logging.getLogger("pgchroma.store")
 
@@ -81,7 +81,12 @@ class Connection(AsyncConnection[Row]):
         # What entries.py remembers.
         self.entries: OrderedDict[UUID, Any] = OrderedDict()
         self.knows_vector = False
+        self._statements = wire.Prepared()
         self.add_notice_handler(self._remember)
+
+    async def fetch(self, query: bytes, parameters: Mapping[str, Any], *, prepare: bool = True) -> list[Row]:
+        """Run one query and return its rows; quicker than a cursor, see `wire.fetch`."""
+        return await wire.fetch(self, self._statements, query, parameters, prepare=prepare)
 
     def _remember(self, notice: Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":

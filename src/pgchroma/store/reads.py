@@ -149,12 +149,11 @@ def _rows(fetched: Sequence[Row], include: Include) -> Rows:
 
 
 async def fetch(
-    connection: Connection, query: sql.Composed | str, parameters: Parameters, *, prepare: bool | None = None
+    connection: Connection, query: sql.Composed | str, parameters: Parameters, *, prepare: bool = True
 ) -> list[Row]:
     """Run a query and return its rows, read in PostgreSQL's binary formats."""
-    async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(query, parameters, prepare=prepare)
-        return await cursor.fetchall()
+    text = query.encode() if isinstance(query, str) else query.as_bytes(connection)
+    return await connection.fetch(text, parameters, prepare=prepare)
 
 
 def _depends_on_values(selection: Filter) -> bool:
@@ -194,7 +193,7 @@ async def get(connection: Connection, collection_id: UUID, selection: Filter, in
                 if repeated:
                     entry.statements[key] = query
             parameters |= {"limit": selection.limit, "offset": selection.offset, **entry.parameters, **more}
-            return await fetch(connection, query, parameters, prepare=None if repeated else False)
+            return await fetch(connection, query, parameters, prepare=repeated)
 
     fetched = await entries.reading(connection, collection_id, work, lambda rows: not rows)
     return _rows(fetched, include)

@@ -73,14 +73,6 @@ def _statement(connection: Connection, entry: Entry, found: sql.Composed, wanted
     )
 
 
-async def _run(
-    connection: Connection, query: str, parameters: dict[str, Any], *, prepare: bool | None
-) -> list[Row]:
-    async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(query.encode(), parameters, prepare=prepare)
-        return await cursor.fetchall()
-
-
 async def _set(connection: Connection, name: str, value: int) -> None:
     if connection.settings.get(name) != value:
         await connection.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
@@ -127,7 +119,7 @@ async def unfiltered(
         await _prepare_indexes(connection, entry, _ef_search(entry, count))
         quantisations = {segment.quantisation for segment in indexed}
         parameters |= kinds.parameters(quantisations, entry.collection.space, embedding)
-    return await _run(connection, query, parameters, prepare=None)
+    return await connection.fetch(query.encode(), parameters)
 
 
 async def filtered(
@@ -153,7 +145,9 @@ async def filtered(
             parameters["q_sketch"] = Bit(np.unpackbits(sketch)[: embedding.size * entry.sketch])
             parameters["compared"] = max(_LEAST_COMPARED, 15 * count)
             found = nearest.sketched(collection, matching.source, chosen)
-    return await _run(connection, _statement(connection, entry, found, wanted), parameters, prepare=False)
+    return await connection.fetch(
+        _statement(connection, entry, found, wanted).encode(), parameters, prepare=False
+    )
 
 
 async def _pays_to_walk(
@@ -191,4 +185,6 @@ async def _walk(
     found = nearest.walking(
         entry.collection, entry.vectors, chosen, count, kept=max(4 * count, 60), looked_at=5_000
     )
-    return await _run(connection, _statement(connection, entry, found, wanted), parameters, prepare=False)
+    return await connection.fetch(
+        _statement(connection, entry, found, wanted).encode(), parameters, prepare=False
+    )

@@ -1,0 +1,131 @@
+"""Statements without cursors: their rows, their errors, and connections that stay usable."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import psycopg
+import pytest
+
+from pgchroma.store import Store
+from pgchroma.store.connection import Connection
+from support.store import eventually, execute
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def connection(store: Store) -> AsyncIterator[Connection]:
+    async with store._database.connection() as lent:
+        yield lent
+
+
+async def test_rows_are_as_a_cursor_would_return_them(connection: Connection) -> None:
+    query = (
+        "SELECT %(text)s::text, %(number)s::bigint, %(nothing)s::text, %(list)s::text[], "
+        "(%(vector)s::vector <-> %(vector)s::vector), 7 %% 4, n FROM generate_series(1, 3) AS n"
+    )
+    parameters = {
+        "text": "a%s $1 '",
+        "number": 2**40,
+        "nothing": None,
+        "list": ["x", "y"],
+        "vector": np.ones(3, np.float32),
+        "unused": object,
+    }
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(query.encode(), parameters)
+        expected = await cursor.fetchall()
+    for _ in range(8):
+        assert await connection.fetch(query.encode(), parameters) == expected
+    assert await connection.fetch(query.encode(), parameters, prepare=False) == expected
+    assert await connection.fetch(b"SELECT 1 WHERE false", {}) == []
+
+
+async def test_an_error_has_its_class_and_leaves_the_connection_usable(connection: Connection) -> None:
+    for prepare in (True, True, False):
+        with pytest.raises(psycopg.errors.UndefinedTable, match="nowhere"):
+            await connection.fetch(b"SELECT * FROM nowhere", {}, prepare=prepare)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await connection.fetch(b"SELECT 1 / %(zero)s", {"zero": 0}, prepare=prepare)
+        assert await connection.fetch(b"SELECT 1", {}) == [(1,)]
+    async with connection.transaction():
+        assert await connection.fetch(b"SELECT 2", {}) == [(2,)]
+    with pytest.raises(KeyError):
+        await connection.fetch(b"SELECT %(missing)s", {})
+    assert await connection.fetch(b"SELECT 3", {}) == [(3,)]
+
+
+async def test_more_statements_than_are_kept(connection: Connection) -> None:
+    for number in range(120):
+        for _ in range(3):
+            query = f"SELECT %(a)s::int, {number}"
+            assert await connection.fetch(query.encode(), {"a": 1}) == [(1, number)]
+    count = await connection.fetch(
+        b"SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'pgchroma%%'", {}
+    )
+    assert 0 < count[0][0] <= 100
+
+
+async def test_a_plan_that_tables_outgrew_is_made_anew(connection: Connection) -> None:
+    await connection.execute("CREATE TEMP TABLE changing (a int)")
+    for _ in range(3):
+        assert await connection.fetch(b"SELECT * FROM changing", {}) == []
+    await connection.execute("ALTER TABLE changing ALTER a TYPE text")
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        await connection.fetch(b"SELECT * FROM changing", {})
+    assert await connection.fetch(b"SELECT * FROM changing", {}) == []
+
+
+async def test_a_large_answer_and_a_large_question(connection: Connection) -> None:
+    text = "x" * 3_000_000
+    assert await connection.fetch(b"SELECT %(text)s::text", {"text": text}) == [(text,)]
+    rows = await connection.fetch(b"SELECT repeat('y', 1000) FROM generate_series(1, 5000)", {})
+    assert len(rows) == 5_000
+
+
+async def test_after_rows_that_were_streamed(connection: Connection) -> None:
+    async with connection.cursor(binary=True) as cursor:
+        streamed = [
+            number
+            async for (number,) in cursor.stream("SELECT n FROM generate_series(1, 1000) AS n", size=100)
+        ]
+    assert len(streamed) == 1_000
+    rows = await connection.fetch(b"SELECT n FROM generate_series(1, 250) AS n", {})
+    assert [number for (number,) in rows] == list(range(1, 251))
+
+
+async def test_a_cancelled_statement_ends_in_postgresql_too(store: Store, module_database_url: str) -> None:
+    async with store._database.connection() as connection:
+        task = asyncio.create_task(connection.fetch(b"SELECT pg_sleep(600)", {}))
+        query = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)%' AND state = 'active'"
+
+        async def runs() -> bool:
+            return bool(await asyncio.to_thread(execute, module_database_url, query))
+
+        async def is_gone() -> bool:
+            return not await runs()
+
+        await eventually("the statement to run", runs)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await eventually("the statement to end", is_gone)
+        if not connection.closed:
+            assert await connection.fetch(b"SELECT 1", {}) == [(1,)]
+
+
+async def test_a_connection_that_postgresql_ends_is_an_operational_error(
+    store: Store, module_database_url: str
+) -> None:
+    async with store._database.connection() as connection:
+        pid = connection.info.backend_pid
+        task = asyncio.create_task(connection.fetch(b"SELECT pg_sleep(600)", {}))
+        end = "SELECT pg_terminate_backend(%(pid)s) FROM pg_stat_activity WHERE pid = %(pid)s AND state = 'active'"
+
+        async def ended() -> bool:
+            return bool(await asyncio.to_thread(execute, module_database_url, end, {"pid": pid}))
+
+        await eventually("the end", ended)
+        with pytest.raises(psycopg.OperationalError):
+            await task
