@@ -104,7 +104,11 @@ async def reading(
             answer = await work(entry)
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InternalError_):
             connection.entries.pop(collection_id, None)
-            raise
+            if not remembered:
+                raise
+            # What is current says whether the collection is gone; another connection might remember it just as wrongly.
+            entry = None
+            continue
         except (InvalidArgumentError, InvalidDimensionError):
             if not remembered:
                 raise
