@@ -4,6 +4,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -497,3 +498,23 @@ def test_a_damaged_database_is_refused(source: Path, database_url: str, target: 
     done = run(source, database_url, tmp_path)
     assert done.code == ExitCode.SOURCE_UNREADABLE
     assert scalar(target, "SELECT to_regnamespace('app') IS NULL")
+
+
+def test_times_are_read_alike_whichever_way_they_are_checked(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "times.db"
+    good = ["2024-02-29 23:59:59", "2025-12-31T00:00:00.5", "0001-01-01 00:00:00.000001", "2025-01-02"]
+    bad = ["2025-02-29 10:00:00", "2025-04-31T10:00:00.1", "2025-01-01 24:00:00", "0000-01-01 00:00:00"]
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, at TIMESTAMP)")
+        connection.executemany("INSERT INTO t (at) VALUES (?)", [[value] for value in good + bad])
+
+    def edit(data: Any) -> None:
+        data["t"]["columns"]["at"] |= {"type": "timestamp", "on_misfit": "quarantine"}
+
+    done = run(source, database_url, tmp_path, "--mapping", edited(source, tmp_path, edit))
+    assert done.code == 0, done.stderr
+    found = [row[0] for row in target.execute("SELECT at FROM app.t ORDER BY id").fetchall()]
+    assert found == [datetime.fromisoformat(value) for value in good]
+    assert done.json["tables"][0]["quarantined"] == len(bad)

@@ -45,10 +45,14 @@ def key_columns(table: Table) -> list[str]:
     return [quoted(table.rowid)] if table.rowid else [quoted(name) for name in table.primary_key]
 
 
-def unfit(table: Table, plan: TablePlan, column: ColumnPlan) -> str:
-    """Return an SQL condition, true for a value that cannot go to the target as it is."""
+def unfit(table: Table, plan: TablePlan, column: ColumnPlan, *, fitting: bool = False) -> str:
+    """Return an SQL condition, true for a value that cannot go to the target as it is.
+
+    Args:
+        fitting: whether every value is known to be of the column's kind, so that this need not be asked again.
+    """
     name = quoted(column.source)
-    condition = formatting.misfit(column.kind, name, garbled=table.garbled)
+    condition = "0" if fitting else formatting.misfit(column.kind, name, garbled=table.garbled)
     if column.not_null or column.source in plan.primary_key:
         condition += f" OR {name} IS NULL"
     if column.kind.name in ("text", "varchar") and column.on_nul == "fail":
@@ -127,14 +131,19 @@ def inspect(database: Database, mapping: Mapping) -> tuple[Finding, ...]:
 def _findings(database: Database, mapping: Mapping) -> Iterator[Finding]:
     have = {table.name: table for table in database.tables}
     for plan in mapping.moved:
-        counts = ", ".join(
-            f"coalesce(sum({unfit(have[plan.source], plan, column)}), 0)" for column in plan.moved
+        table = have[plan.source]
+        conditions = (
+            unfit(table, plan, column, fitting=(plan.source, column.source, column.kind) in database.fitting)
+            for column in plan.moved
         )
+        counts = ", ".join(f"coalesce(sum({condition}), 0)" for condition in conditions)
         row = database.connection.execute(f"SELECT {counts} FROM {quoted(plan.source)}").fetchone()  # noqa: S608 - quoted identifiers
         for column, count in zip(plan.moved, row, strict=True):
             if count:
-                values = tuple(_values(database.connection, have[plan.source], plan, column))
+                values = tuple(_values(database.connection, table, plan, column))
                 yield Finding(plan.source, column.source, column.kind.sql, column.on_misfit, count, values)
+            else:
+                database.fitting.add((plan.source, column.source, column.kind))
 
 
 def _values(

@@ -11,6 +11,7 @@ from typing import Any
 
 from pgchroma.errors import SourceChangedError, SourceError
 from pgchroma.migrate.tables import formatting
+from pgchroma.migrate.tables.kinds import Kind
 
 _BUSY_SECONDS = 30.0
 _CHUNK_BYTES = 1 << 20
@@ -86,7 +87,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The private copy: a connection to it, what it holds, and whether the source still is what was copied."""
+    """The private copy: a connection to it, what it holds, and whether the source still is what was copied.
+
+    Attributes:
+        fitting: (table, column, kind) of which every value is known to fit; the copy never changes, so one look is enough.
+    """
 
     path: Path
     connection: sqlite3.Connection
@@ -96,6 +101,7 @@ class Database:
     not_moved: tuple[str, ...]
     _watch: sqlite3.Connection
     _version: tuple[int, ...] = field(default=())
+    fitting: set[tuple[str, str, Kind]] = field(default_factory=set)
 
     def require_unchanged(self) -> None:
         """Raise SourceChangedError when another process has committed to the source since it was copied."""

@@ -54,7 +54,7 @@ def suggest(database: Database, schema: str) -> Suggestion:
 
 
 def _table(database: Database, table: Table, notes: list[str]) -> TablePlan:
-    columns = tuple(_column(database.connection, table, column, notes) for column in table.columns)
+    columns = tuple(_columns(database, table, notes))
     if table.checks:
         notes.append(f"{table.name}: CHECK constraints are SQLite's SQL and are not moved; add them anew")
     for column in table.columns:
@@ -111,27 +111,39 @@ def _indexes(table: Table, notes: list[str]) -> Iterator[IndexPlan]:
         yield IndexPlan(_short(name), index.columns, index.unique)
 
 
-def _profile(connection: sqlite3.Connection, table: str, column: str) -> _Profile:
-    name = quoted(column)
-    counts = ", ".join(
-        f"coalesce(sum(typeof({name}) = '{storage}'), 0)" for storage in ("integer", "real", "text", "blob")
+def _profiles(connection: sqlite3.Connection, table: Table) -> list[_Profile]:
+    """Look at all columns in one pass."""
+    wanted = []
+    for column in table.columns:
+        name = quoted(column.name)
+        wanted += [
+            f"coalesce(sum(typeof({name}) = '{storage}'), 0)"
+            for storage in ("integer", "real", "text", "blob")
+        ]
+        wanted.append(
+            f"coalesce(max(CASE WHEN typeof({name}) IN ('integer', 'real') THEN abs({name} * 1.0) END), 0)"
+        )
+    row = connection.execute(f"SELECT {', '.join(wanted)} FROM {quoted(table.name)}").fetchone()  # noqa: S608 - quoted identifiers
+    return [_Profile(*row[n : n + 5]) for n in range(0, len(row), 5)]
+
+
+def _columns(database: Database, table: Table, notes: list[str]) -> Iterator[ColumnPlan]:
+    profiles = _profiles(database.connection, table)
+    candidates = [list(_candidates(*pair)) for pair in zip(table.columns, profiles, strict=True)]
+    first = _fitting(
+        database, table, [(column, kinds[0]) for column, kinds in zip(table.columns, candidates, strict=True)]
     )
-    row = connection.execute(
-        f"SELECT {counts}, coalesce(max(CASE WHEN typeof({name}) IN ('integer', 'real') THEN abs({name} * 1.0) END), 0) "  # noqa: S608 - quoted identifiers
-        f"FROM {quoted(table)}"
-    ).fetchone()
-    return _Profile(*row)
+    for column, kinds, fits in zip(table.columns, candidates, first, strict=True):
+        others = (kind for kind in kinds[1:] if _fitting(database, table, [(column, kind)])[0])
+        kind = kinds[0] if fits else next(others, kinds[0])
+        yield _column(table, column, kinds[0], kind, notes)
 
 
-def _column(connection: sqlite3.Connection, table: Table, column: Column, notes: list[str]) -> ColumnPlan:
-    profile = _profile(connection, table.name, column.name)
-    candidates = list(_candidates(column, profile))
-    found = next((kind for kind in candidates if not _misfits(connection, table, column, kind)), None)
-    kind = found or candidates[0]
-    if found and found != candidates[0]:
+def _column(table: Table, column: Column, best: Kind, kind: Kind, notes: list[str]) -> ColumnPlan:
+    if kind != best:
         notes.append(
             f"{table.name}.{column.name} is declared {column.declared or 'without a type'}; not every value is "
-            f"{candidates[0].sql}, so {kind.sql} is suggested"
+            f"{best.sql}, so {kind.sql} is suggested"
         )
     default, known = _default(column.default, kind)
     if not known:
@@ -143,14 +155,19 @@ def _column(connection: sqlite3.Connection, table: Table, column: Column, notes:
     return ColumnPlan(column.name, _short(column.name), kind, not_null, default, identity)
 
 
-def _misfits(connection: sqlite3.Connection, table: Table, column: Column, kind: Kind) -> bool:
-    formatting.register_kind(connection, kind)
-    condition = formatting.misfit(kind, quoted(column.name), garbled=table.garbled)
-    return bool(
-        connection.execute(
-            f"SELECT EXISTS (SELECT 1 FROM {quoted(table.name)} WHERE {condition})"  # noqa: S608 - quoted identifiers
-        ).fetchone()[0]
+def _fitting(database: Database, table: Table, wanted: list[tuple[Column, Kind]]) -> list[bool]:
+    """Return of each column whether all its values are of a kind; one pass for all."""
+    for _, kind in wanted:
+        formatting.register_kind(database.connection, kind)
+    conditions = ", ".join(
+        f"coalesce(max({formatting.misfit(kind, quoted(column.name), garbled=table.garbled)}), 0)"
+        for column, kind in wanted
     )
+    row = database.connection.execute(f"SELECT {conditions} FROM {quoted(table.name)}").fetchone()  # noqa: S608 - quoted identifiers
+    for (column, kind), bad in zip(wanted, row, strict=True):
+        if not bad:
+            database.fitting.add((table.name, column.name, kind))
+    return [not bad for bad in row]
 
 
 def _candidates(column: Column, profile: _Profile) -> Iterator[Kind]:
