@@ -16,6 +16,16 @@ def render(description: Json) -> str:
     """Return the page of an OpenAPI document."""
     # Imported at the first page asked for: few workers ever are.
     import jinja2
+    import markupsafe
+
+    def marked(text: str) -> markupsafe.Markup:
+        """Return a text with what stands between backquotes as code."""
+        pieces = text.split("`")
+        shown = [
+            markupsafe.Markup("<code>{}</code>").format(piece) if number % 2 else markupsafe.escape(piece)
+            for number, piece in enumerate(pieces)
+        ]
+        return markupsafe.Markup("").join(shown)
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
@@ -25,6 +35,7 @@ def render(description: Json) -> str:
         words=words,
         pretty=lambda value: json.dumps(value, ensure_ascii=False),
         name_of=_name,
+        marked=marked,
     )
 
 

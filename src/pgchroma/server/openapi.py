@@ -24,6 +24,7 @@ _EVERYWHERE = {
 }
 _WITH_TOKEN = {403: "The token is missing or wrong, or does not reach that far."}
 _WITH_BODY = {
+    408: "The body did not arrive in time.",
     413: "The body or the batch is too large; the message names the limit.",
     415: "The body is declared as other than JSON.",
     422: "The body is JSON of another shape.",
