@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pgchroma.errors import InvalidArgumentError
 from pgchroma.store import configuration
-from pgchroma.store.where import MAX_CONDITIONS, MAX_DEPTH, Compiler, has_pattern
+from pgchroma.store.where import MAX_CONDITIONS, MAX_DEPTH, Compiler, has_pattern, runs
 from support.metadata import KEYS, SCALARS
 
 SCHEMA = configuration.default_schema()
@@ -132,3 +132,12 @@ def test_keys_and_values_are_bound_never_spelled_out(leaf: dict[str, Any]) -> No
 )
 def test_a_regular_expression_is_seen_wherever_it_is(clause: dict[str, Any] | None, expected: bool) -> None:
     assert has_pattern(None, clause) is expected
+
+
+def test_runs_of_a_needle_are_runs_of_every_text_that_contains_it() -> None:
+    assert runs("ab") == []
+    assert runs("abcd") == [0x616263, 0x626364]
+    needle = "ünïcode and more, long enough to be thinned out"
+    assert 8 <= len(runs(needle)) <= 24
+    data = f"before {needle} after".encode()
+    assert set(runs(needle)) <= {int.from_bytes(data[start : start + 3]) for start in range(len(data) - 2)}

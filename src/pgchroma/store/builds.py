@@ -136,7 +136,7 @@ async def build_documents(
             sql.Identifier(await _schema_of(connection, method) or "public", "gin_trgm_ops")
         )
     else:
-        expression = sql.SQL("pgchroma.trigrams(document)").format()
+        expression = sql.SQL("pgchroma.runs(document)").format()
     started = time.monotonic()
     await _create_gin(connection, name, tables.records(number), expression, segment, sql.SQL(""))
     seconds = time.monotonic() - started

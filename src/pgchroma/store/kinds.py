@@ -96,9 +96,9 @@ def lists(rows: int) -> int:
 
 
 def probes(number_of_lists: int, rows: int, ef_search: int) -> int:
-    """Return how many lists a query looks into, so that it sees as many vectors as HNSW at this `ef_search` would."""
+    """Return how many lists a query looks into, so that it compares fifty vectors where HNSW keeps one candidate."""
     per_list = max(rows / max(number_of_lists, 1), 1)
-    return min(max(math.ceil(20 * ef_search / per_list), 2), number_of_lists)
+    return min(max(math.ceil(50 * ef_search / per_list), 2), number_of_lists)
 
 
 def expression(quantisation: str, space: str, dimension: int) -> sql.Composed:

@@ -21,8 +21,8 @@ ID_KEY = "#id"
 MAX_DEPTH = 64
 # An index is asked once for each value of a list; a longer one is better looked through row by row.
 _LONGEST_INDEXED_LIST = 100
-# Beyond so many an index over runs of three characters only takes longer.
-_MOST_TRIGRAMS = 24
+# Beyond so many an index over runs only takes longer.
+_MOST_RUNS = 24
 # A statement may have 65,535 bound values; each condition takes up to three of them.
 MAX_CONDITIONS = 20_000
 
@@ -36,7 +36,7 @@ _ORDER: dict[str, LiteralString] = {
     "$lte": f"({_NUMBER} <= {{}}::jsonb)",
 }
 _OPERATORS = ("$eq", "$ne", "$in", "$nin", "$contains", "$not_contains", *_ORDER)
-# Characters in a run, as pg_trgm and pgchroma.trigrams() index them.
+# Bytes in a run, as pgchroma.runs() indexes them.
 _RUN = 3
 _DOCUMENT_OPERATORS = ("$contains", "$not_contains", "$regex", "$not_regex")
 
@@ -218,7 +218,7 @@ class Compiler:
         if operator in ("$contains", "$not_contains"):
             needle = text.encode(value)
             condition = self._sql("record.document LIKE {}", "%" + _like_escape(needle) + "%")
-            if operator == "$contains" and len(needle) >= _RUN and not self._alternatives:
+            if operator == "$contains" and not self._alternatives:
                 self.needles.append(needle)
         else:
             if value not in self.patterns:
@@ -227,10 +227,11 @@ class Compiler:
         return _not(condition) if "not" in operator else condition
 
 
-def trigrams(needle: str) -> list[str]:
-    """Return runs of three characters of `needle`, evenly spread over it where there are many."""
-    runs = sorted({needle[start : start + _RUN] for start in range(len(needle) - _RUN + 1)})
-    return runs[:: -(-len(runs) // _MOST_TRIGRAMS)]
+def runs(needle: str) -> list[int]:
+    """Return runs of three bytes of `needle` as pgchroma.runs() does, evenly spread over it where there are many."""
+    data = needle.encode()
+    found = sorted({int.from_bytes(data[start : start + _RUN]) for start in range(len(data) - _RUN + 1)})
+    return found[:: -(-len(found) // _MOST_RUNS)] if found else []
 
 
 def in_segments(condition: Condition, records: Sequence[RecordSegment]) -> Condition:
@@ -257,21 +258,21 @@ def source(
     table = tables.records(number)
     if not records:
         return table, {}
-    runs = sorted({run for needle in compiler.needles for run in trigrams(needle)})
+    wanted = sorted({run for needle in compiler.needles for run in runs(needle)})
     parts = []
     for part in records:
         # The bounds are literals on purpose: only so does the planner see that the partial index applies.
         selected = sql.SQL("SELECT * FROM {} WHERE seq > {} AND seq <= {}").format(
             table, sql.Literal(part.low), sql.Literal(part.high)
         )
-        if runs and part.method == "function":
+        if wanted and part.method == "function":
             # pg_trgm understands the condition itself.
-            selected += sql.SQL(" AND pgchroma.trigrams(document) @> %(runs)s::text[]")
+            selected += sql.SQL(" AND pgchroma.runs(document) @> %(runs)s::integer[]")
         parts.append(selected)
     parts.append(
         sql.SQL("SELECT * FROM {} WHERE seq > {}").format(table, sql.Literal(segments.watermark(records)))
     )
-    return sql.SQL("({})").format(sql.SQL(" UNION ALL ").join(parts)), {"runs": runs}
+    return sql.SQL("({})").format(sql.SQL(" UNION ALL ").join(parts)), {"runs": wanted}
 
 
 def _is_finite(value: object) -> bool:
