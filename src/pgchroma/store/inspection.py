@@ -14,6 +14,7 @@ class Server:
         postgresql: `server_version_num`, e.g. 170006.
         pgvector: version of the extension in this database, None without it.
         pgvector_packaged: version that the installed package would bring, None without a package.
+        trigrams: whether this database has the extension pg_trgm.
     """
 
     postgresql: int
@@ -25,6 +26,7 @@ class Server:
     full_page_writes: bool
     synchronous_commit: str
     in_recovery: bool
+    trigrams: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ async def server(connection: Connection) -> Server:
         "(SELECT default_version FROM pg_available_extensions WHERE name = 'vector'), "
         "(SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()), "
         "current_setting('data_checksums') = 'on', current_setting('fsync') = 'on', "
-        "current_setting('full_page_writes') = 'on', current_setting('synchronous_commit'), pg_is_in_recovery()"
+        "current_setting('full_page_writes') = 'on', current_setting('synchronous_commit'), pg_is_in_recovery(), "
+        "EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_trgm')"
     )
     row = await cursor.fetchone()
     assert row is not None  # noqa: S101 - a SELECT without FROM has one row

@@ -82,6 +82,13 @@ def _server(seen: inspection.Server) -> list[Check]:
             "enable them with pg_checksums while PostgreSQL is stopped",
         ),
     ]
+    detail = "the extension pg_trgm indexes documents"
+    if not seen.trigrams:
+        # Nothing is wrong without it, only slower to build.
+        detail = (
+            "a function indexes documents; CREATE EXTENSION pg_trgm, as superuser, has them indexed faster"
+        )
+    checks.append(check("document-index", "warning", True, detail))
     if seen.pgvector is None:
         # check_ready() reports this one, with its remedy.
         return checks
