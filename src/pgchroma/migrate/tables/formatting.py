@@ -108,7 +108,7 @@ def _well_formed(column: str) -> str:
     day, clock = f"{digits * 4}-{digits * 2}-{digits * 2}", f"{digits * 2}:{digits * 2}:{digits * 2}"
     return (
         f"(typeof({column}) = 'text' AND length({column}) BETWEEN 19 AND 26 AND {column} GLOB '{day}[ T]{clock}*' "
-        f"AND {column} >= '0001' AND substr({column}, 12, 2) < '24' "
+        f"AND substr({column}, 1, 4) > '0000' AND substr({column}, 12, 2) < '24' "
         f"AND strftime('%Y-%m-%d', substr({column}, 1, 19), '+0 days') = substr({column}, 1, 10) "
         f"AND (length({column}) = 19 OR {column} GLOB '{day}[ T]{clock}.{digits}*' AND rtrim(substr({column}, 21), '0123456789') = ''))"
     )
