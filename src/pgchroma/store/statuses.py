@@ -68,7 +68,7 @@ async def _of(
             sql.SQL(
                 "SELECT (SELECT count(*) FROM {records}), (SELECT count(*) FROM {embeddings} WHERE seq > {low}), "
                 "(SELECT count(*) FROM {records} WHERE seq > {record_low}), "
-                "pg_total_relation_size({r}) + pg_total_relation_size({v})"
+                "pg_total_relation_size({r}) + pg_total_relation_size({v}) + coalesce(pg_total_relation_size(to_regclass({s})), 0)"
             ).format(
                 records=tables.records(number),
                 embeddings=tables.embeddings(number),
@@ -76,6 +76,7 @@ async def _of(
                 record_low=sql.Literal(segments.watermark(records)),
                 r=sql.Literal(f"{tables.SCHEMA}.r{number}"),
                 v=sql.Literal(f"{tables.SCHEMA}.v{number}"),
+                s=sql.Literal(f"{tables.SCHEMA}.s{number}"),
             )
         )
         row = await cursor.fetchone()
