@@ -42,6 +42,11 @@ def connect(database_url: str, password_file: Path | None) -> Iterator[Connectio
             yield connection
         except psycopg.OperationalError as error:
             raise ddl.lost(error) from error
+        except psycopg.DataError as error:
+            raise VerificationError(
+                f"PostgreSQL refuses a value: {' '.join(str(error).split())}",
+                hint="give the column another type in the mapping, drop the half-filled tables and begin anew",
+            ) from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise ConfigurationError(
                 f"the database user may not do this: {' '.join(str(error).split())}",
@@ -122,8 +127,8 @@ def carry_out(
             continue
         step = display.step(f"copying {table.source}", state.source_rows, state.rows_read)
         load(connection, database.connection, have[table.source], plan, table, findings, state, step.advance)
-    orphans = _finish(connection, database, plan)
-    proofs = _prove(connection, database, plan, findings, states, run.run_id, display)
+    orphans = finish(connection, database, plan)
+    proofs = prove(connection, database, plan, findings, states, run.run_id, display)
     database.require_unchanged()
     equal = all(item.equal for item in proofs)
     status.complete(connection, run.run_id, "equal" if equal else "different")
@@ -153,7 +158,7 @@ def _target(connection: Connection) -> str:
     return f"{info.host or 'local'}:{info.port}/{info.dbname} as {info.user}"
 
 
-def _finish(connection: Connection, database: Database, plan: Mapping) -> dict[str, int]:
+def finish(connection: Connection, database: Database, plan: Mapping) -> dict[str, int]:
     """Add keys, then foreign keys, then set identities; return the rows without a parent."""
     have = {table.name: table for table in database.tables}
     for table in plan.moved:
@@ -167,7 +172,7 @@ def _finish(connection: Connection, database: Database, plan: Mapping) -> dict[s
     return orphans
 
 
-def _prove(
+def prove(
     connection: Connection,
     database: Database,
     plan: Mapping,
@@ -176,6 +181,7 @@ def _prove(
     run_id: UUID,
     display: Display,
 ) -> list[proof.TableProof]:
+    """Compare every row of every table and note what was found."""
     have = {table.name: table for table in database.tables}
     proofs = []
     for table in plan.moved:
