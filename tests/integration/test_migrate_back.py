@@ -6,7 +6,9 @@ import random
 import re
 import shutil
 import sqlite3
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -217,6 +219,55 @@ def test_killed_at_a_random_moment(folder: Path, database_url: str, tmp_path: Pa
         # Killed after the last phase was noted, there is nothing left to resume.
         assert resumed.code in (ExitCode.OK, ExitCode.REFUSED), resumed.stderr
     assert within("migrate", "verify", folder, "--to", database_url).code == ExitCode.OK
+
+
+async def _disk_full(store: Store) -> None:
+    raise psycopg.errors.DiskFull("could not extend file: No space left on device")
+
+
+async def _connection_lost(store: Store) -> None:
+    async with store.transaction() as connection:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgchroma migrate' "
+            "AND pid <> pg_backend_pid()"
+        )
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [(_disk_full, "No space left on device"), (_connection_lost, "was interrupted")]
+)
+def test_what_fails_on_the_way_is_resumed(
+    folder: Path,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[Store], Awaitable[None]],
+    message: str,
+) -> None:
+    copy, calls = Store.copy_records, []
+
+    async def failing(store: Store, *arguments: Any) -> int:
+        calls.append(1)
+        if len(calls) == 3:
+            await fault(store)
+        return await copy(store, *arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "copy_records", failing)
+        stopped = run(folder, database_url, tmp_path / "r.json")
+    assert stopped.code == ExitCode.INTERRUPTED, stopped.stderr
+    assert message in stopped.stderr
+    assert "pgchroma migrate resume" in stopped.stderr
+    done = within("migrate", "resume", "--database-url", database_url, "--receipt", tmp_path / "r.json")
+    assert done.code == ExitCode.OK, done.stderr
+    assert within("migrate", "verify", folder, "--to", database_url).code == ExitCode.OK
+
+
+def test_a_dry_run_into_files_writes_none(folder: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    for name in ("x.jsonl", "x.parquet"):
+        assert run(folder, tmp_path / name, tmp_path / "r.json", "--dry-run").code == ExitCode.OK
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_server_gets_what_is_newer(folder: Path, database_url: str, tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ def test_a_server_takes_and_gives_everything(
     done = move(server, database_url, tmp_path / "from.json", *scopes)
     assert done.code == ExitCode.OK, done.stderr
     assert done.json["records"] == RECORDS["0.5.23"]
+    for receipt, target in (("to", server), ("from", database_url)):
+        origin = ("--source", moved["0.5.23"]) if receipt == "to" else ()
+        verified = within(
+            "migrate", "verify", "--receipt", tmp_path / f"{receipt}.json", "--to", target, *origin
+        )
+        assert verified.code == ExitCode.OK, verified.stderr
     again = move(moved["0.5.23"], server, tmp_path / "again.json")
     assert again.code == ExitCode.REFUSED
     assert "exists in the target already" in again.stderr

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,7 +25,7 @@ from pgchroma.migrate.model import Json, Source
 from pgchroma.migrate.places import Place
 from pgchroma.migrate.policies import Policies
 from pgchroma.migrate.progress import display
-from pgchroma.migrate.selection import Selected
+from pgchroma.migrate.selection import Scope, Selected, parse_scopes
 from pgchroma.store import Store, quarantine
 
 
@@ -89,9 +91,18 @@ def verify(
         with contextlib.ExitStack() as stack:
             shown = stack.enter_context(display())
 
-            def opened(place: Place) -> Source:
+            def opened(place: Place, scopes: Sequence[Scope], renames: Mapping[str, str]) -> Source:
                 places.require_existing(place)
-                return stack.enter_context(places.open_source(place, settings.options))
+                options = replace(settings.options, scopes=tuple(scopes), renames=renames)
+                return stack.enter_context(places.open_source(place, options))
+
+            # A server tells only of the tenants that it is asked about: those that were moved.
+            chosen = settings.options.scopes or parse_scopes((receipt or {}).get("scopes", ()))
+            written: list[Scope] = [
+                (parts[0], parts[1], parts[2])
+                for item in (receipt or {}).get("collections", ())
+                if len(parts := item["collection"].split("/", 2)) == 3
+            ]
 
             def source_place() -> Place:
                 return shared.place_of(origin or _told(receipt, "source"), "source", given)
@@ -104,11 +115,17 @@ def verify(
             if receipt is not None and against == "receipt":
                 place = source_place() if side == "source" else target_place()
                 limits = reverify.limits_of(receipt["target"]["kind"], receipt["target"]["layout"])
-                one = _named(opened(place), receipt) if side == "source" else opened(place)
+                one = (
+                    _named(opened(place, chosen, {}), receipt)
+                    if side == "source"
+                    else opened(place, written if place.kind == "chroma-server" else (), {})
+                )
                 found = reverify.against_receipt(receipt, one, side, policies, limits, shown)
                 target = one.description
             else:
-                first, second = opened(source_place()), opened(target_place())
+                renames = {} if receipt else settings.options.renames
+                first, goal = opened(source_place(), chosen, renames), target_place()
+                second = opened(goal, written if receipt and goal.kind == "chroma-server" else (), {})
                 if receipt is not None:
                     first = _named(first, receipt)
                     reverify.require_unchanged(receipt, first)

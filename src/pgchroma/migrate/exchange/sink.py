@@ -37,14 +37,21 @@ class ExchangeSink:
             raise RefusedError(
                 f"{path} exists already", hint="name a file that does not exist yet, or remove it"
             )
-        self._parquet, self._work_folder = parquet, work_folder
-        self._writer: JsonlWriter | ParquetWriter = ParquetWriter(path) if parquet else JsonlWriter(path)
+        self._path, self._parquet, self._work_folder = path, parquet, work_folder
+        self._open: JsonlWriter | ParquetWriter | None = None
         self._finished = False
         self.description: Json = {
             "kind": "exchange-parquet" if parquet else "exchange-jsonl",
             "path": str(path.resolve()),
             "layout": form.FORMAT,
         }
+
+    @property
+    def _writer(self) -> JsonlWriter | ParquetWriter:
+        # Not before the first word: a dry run writes nothing.
+        if self._open is None:
+            self._open = ParquetWriter(self._path) if self._parquet else JsonlWriter(self._path)
+        return self._open
 
     async def find(self, collection: SourceCollection) -> tuple[SourceCollection, int] | None:
         """Return None: a new file holds nothing."""
@@ -124,5 +131,5 @@ class ExchangeSink:
 
     async def close(self) -> None:
         """Close what is open."""
-        if not self._finished:
-            self._writer.abandon()
+        if self._open is not None and not self._finished:
+            self._open.abandon()
