@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import psycopg
 
-from bench import chroma_folder, dataset
+from bench import chroma_folder, dataset, sqlite_tables
 from pgchroma.migrate.remote.client import RemoteClient, in_batches
 from pgchroma.migrate.remote.folder import ChromaProcess
 from pgchroma.server.embedded import temporary_postgres
@@ -197,6 +197,8 @@ def measure(rows: int) -> list[Measured]:
             best, back = to_server(url, data, receipts)
         with databases.fresh() as url:
             more = moved(url, large, receipts)
+        with databases.fresh() as url:
+            tables = sqlite_tables.measure(url, sqlite_tables.MESSAGES)
     return [
         Measured("folder to PostgreSQL: reading and writing, against raw COPY BINARY", f"{ours.copied:,.0f} of {raw:,.0f} rows/s", ours.copied / raw, 0.5),
         Measured(f"the same at {LARGE:,} rows", f"{more.copied:,.0f} of {raw:,.0f} rows/s", more.copied / raw, 0.5),
@@ -205,6 +207,8 @@ def measure(rows: int) -> list[Measured]:
         Measured("verification of every record, rows/s", f"{ours.verified:,.0f} rows/s", ours.verified, 20_000),
         Measured(f"memory at {LARGE:,} rows, MB", f"{more.memory / 1e6:,.0f} MB", more.memory / 1e6, 400, at_most=True),
         Measured(f"memory at {LARGE:,} rows, against {rows:,}", f"{more.memory / 1e6:,.0f} against {ours.memory / 1e6:,.0f} MB", more.memory / ours.memory, 1.5, at_most=True),
+        Measured("SQLite tables to PostgreSQL: reading and writing, against raw COPY BINARY", f"{tables.rows / tables.load:,.0f} of {tables.rows / tables.raw_copy:,.0f} rows/s", tables.ratio, 0.5),
+        Measured("the same with the private copy and the look at every value", f"{tables.raw_copy:.1f} against {tables.raw_copy / tables.whole_ratio:.1f} s", tables.whole_ratio, 0.2),
         Measured("PostgreSQL to a Chroma server, against what it ingests", f"{back:,.0f} of {best:,.0f} rows/s", back / best, 0.9),
     ]  # fmt: skip
 
