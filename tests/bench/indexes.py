@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,10 @@ def database() -> Iterator[str]:
         yield url
 
 
-async def recall_table(url: str, rows: int) -> list[tuple[object, ...]]:
+async def recall_table(url: str, rows: int, queries: int) -> list[tuple[object, ...]]:
     """Return recall, results and time of filtered queries by selectivity."""
     data = dataset.load().grown(rows)
+    data = replace(data, queries=data.queries[:queries])
     marks = shares(data)
     lines: list[tuple[object, ...]] = []
     async with await Store.open(url, SETTINGS) as store:
@@ -233,12 +234,15 @@ def main() -> None:
 @click.option(
     "--rows", multiple=True, type=click.IntRange(1_000), default=(20_000, 60_000), show_default=True
 )
-def recall(rows: tuple[int, ...]) -> None:
+@click.option(
+    "--queries", type=click.IntRange(1, dataset.QUERIES), default=dataset.QUERIES, show_default=True
+)
+def recall(rows: tuple[int, ...], queries: int) -> None:
     """Measure recall of filtered queries by selectivity."""
     lines: list[tuple[object, ...]] = []
     for count in rows:
         with database() as url:
-            lines += asyncio.run(recall_table(url, count))
+            lines += asyncio.run(recall_table(url, count, queries))
     write("recall", ("records", "filter", "matches", "recall@10", "fewest results", "p50 ms"), lines)
 
 

@@ -127,7 +127,9 @@ class Indexer:
             await builds.build_records(connection, collection, RecordSegment(low, high, ""))
             done = False
         done = not await self._advance_vectors(connection, collection, vectors, enough) and done
-        # Last, because it takes longest and the fewest queries ask for it.
+        if growing:
+            # Documents come last, when the writers are done: their index takes longest and the fewest queries ask for it.
+            return False
         return not await self._advance_documents(connection, collection) and done
 
     async def _advance_documents(self, connection: Connection, collection: Collection) -> bool:
