@@ -177,16 +177,18 @@ async def get(connection: Connection, collection_id: UUID, selection: Filter, in
             key = ("get", include, selection.ids is None)
             query = entry.statements.get(key) if repeated else None
             if query is None:
+                # The page is chosen before its vectors are fetched: those of the records before it are not needed.
                 query = (
                     sql.SQL(
-                        "SELECT {} FROM {} AS record {} WHERE {} AND {} ORDER BY record.seq LIMIT %(limit)s OFFSET %(offset)s"
+                        "SELECT {} FROM (SELECT record.* FROM {} AS record WHERE {} AND {} "
+                        "ORDER BY record.seq LIMIT %(limit)s OFFSET %(offset)s) AS record {} ORDER BY record.seq"
                     )
                     .format(
                         _columns(include),
                         found,
-                        _join(number) if include.embeddings else sql.SQL(""),
                         chosen,
                         sql.SQL(GUARD),
+                        _join(number) if include.embeddings else sql.SQL(""),
                     )
                     .as_string(connection)
                 )

@@ -361,10 +361,10 @@ async def _insert(
         buffer.append(_TWO_NUMBERS(fields, 8, change.seq, 8, change.seq))
         buffer.append(_text_field(change.key))
         buffer.append(_NULL if change.full is None else _text_field(change.full))
-        buffer.append(_NULL if change.document is None else _text_field(text.encode(change.document)))
+        buffer.append(_NULL if change.document is None else _encoded_field(change.document))
         buffer.append(_NULL if stored is None else _LENGTH(len(stored) + 1) + b"\x01" + stored)
         buffer.append(_NULL if exact is None else _text_field(exact))
-        buffer.append(_NULL if change.uri is None else _text_field(text.encode(change.uri)))
+        buffer.append(_NULL if change.uri is None else _encoded_field(change.uri))
         if packed is not None:
             buffer.append(sketches.copy_field(packed[position], dimension, bits))
     buffer.append(vectors.COPY_TRAILER)
@@ -382,6 +382,11 @@ def _row_numbers(changes: Sequence[_Change]) -> NDArray[np.int64]:
 
 def _text_field(value: str) -> bytes:
     data = value.encode()
+    return _LENGTH(len(data)) + data
+
+
+def _encoded_field(value: str) -> bytes:
+    data = text.encode_utf8(value)
     return _LENGTH(len(data)) + data
 
 
