@@ -162,7 +162,7 @@ def test_disk_full_in_the_repository(host: Host, cluster: Cluster) -> None:
     )
     host.check_output(f'python3 -c "{program}"')
     host.check_output(
-        "sed -e '/^repo2/d' -e 's#^repo1-path=.*#repo1-path=/mnt/small#' /etc/pgbackrest/pgbackrest.conf > /etc/pgbackrest/small.conf"
+        "sed -e '/^repo2/d' -e 's#^repo1-path=.*#repo1-path=/mnt/small#' -e 's/^.global.$/&\\narchive-check=n/' /etc/pgbackrest/pgbackrest.conf > /etc/pgbackrest/small.conf"
     )
     host.check_output("chgrp postgres /etc/pgbackrest/small.*; chmod 640 /etc/pgbackrest/small.*")
     try:

@@ -117,9 +117,9 @@ def test_a_restore_point_is_placed_by_its_receipt(host: Any, tmp_path: Path) -> 
 def test_a_repository_that_cannot_be_read_is_passed_over_unless_named(host: Any) -> None:
     away = {"key": 1, "status": {"code": 99, "message": "[HostConnectError] timeout"}}
     info = {**INFO, "repo": [away, INFO["repo"][1]]}
-    assert target.choose_repository(host, info, target.read({"latest": True})) == 2
+    assert target.choose_repository(host, target.read({"latest": True}), lambda number: info) == (2, info)
     with pytest.raises(errors.BackupError, match="cannot be reached") as caught:
-        target.choose_repository(host, info, target.read({"latest": True, "repository": 1}))
+        target.choose_repository(host, target.read({"latest": True, "repository": 1}), lambda number: info)
     assert caught.value.code == errors.UNREACHABLE
 
 

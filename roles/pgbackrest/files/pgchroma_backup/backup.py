@@ -17,6 +17,19 @@ def backups_of(info: dict[str, Any], number: int) -> list[dict[str, Any]]:
     return [entry for entry in info["backup"] if entry["database"]["repo-key"] == number]
 
 
+def labels(settings: Settings, repository: Repository) -> list[dict[str, Any]]:
+    """Return the backups in one repository as it is now, oldest first.
+
+    Raises:
+        BackupError: it cannot be read.
+    """
+    info = engine.information(settings, repository.number)
+    fault = engine.repository_fault(info, settings, repository.number)
+    if fault is not None:
+        raise fault
+    return backups_of(info, repository.number)
+
+
 def record_digests(settings: Settings, last: dict[str, Any]) -> dict[str, Any]:
     """Have pgchroma make a restore point right after a backup and record the digest of every collection exactly there.
 
@@ -72,13 +85,12 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
         BackupError: no backup was taken.
     """
     what = f"{kind} backup into {repository}"
-    before = {entry["label"] for entry in backups_of(engine.information(settings), repository.number)}
+    before = {entry["label"] for entry in labels(settings, repository)}
     started = time.time()
     # Not expired here: a damaged backup must never push a good one out.
     options = (f"--repo={repository.number}", f"--type={kind}", "--no-expire-auto")
     engine.pgbackrest(settings, what, "backup", *options)
-    info = engine.information(settings)
-    made = [entry for entry in backups_of(info, repository.number) if entry["label"] not in before]
+    made = [entry for entry in labels(settings, repository) if entry["label"] not in before]
     if not made:
         raise BackupError(
             f"{what}: pgBackRest ended well, but the repository holds no new backup",
@@ -112,7 +124,7 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
     engine.pgbackrest(
         settings, f"expiring old backups of {repository}", "expire", f"--repo={repository.number}"
     )
-    forget(settings, info, repository)
+    forget(settings, repository)
     return receipt
 
 
@@ -121,9 +133,9 @@ def keep(settings: Settings, receipt: dict[str, Any]) -> None:
     receipts.write(settings, f"backup-{receipt['label']}-{receipt['repository']['name']}.json", receipt)
 
 
-def forget(settings: Settings, info: dict[str, Any], repository: Repository) -> None:
+def forget(settings: Settings, repository: Repository) -> None:
     """Remove the receipts of backups that have expired."""
-    known = {entry["label"] for entry in backups_of(engine.information(settings), repository.number)}
+    known = {entry["label"] for entry in labels(settings, repository)}
     for path in settings.state.glob(f"backup-*-{repository.name}.json"):
         if path.name.removeprefix("backup-").removesuffix(f"-{repository.name}.json") not in known:
             Path(path).unlink(missing_ok=True)

@@ -29,10 +29,8 @@ def wanted(settings: Settings) -> dict[str, Any]:
         point = json.loads(digests_file(settings).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackupError(f"no digests of the collections are recorded: {error}", hint) from error
-    info = engine.information(settings)
-    number = settings.drill_repository or target.choose_repository(
-        settings, info, target.read({"latest": True})
-    )
+    anywhere = target.read({"latest": True, "repository": settings.drill_repository})
+    number, info = target.choose_repository(settings, anywhere, lambda one: engine.information(settings, one))
     good = [entry for entry in backup.backups_of(info, number) if not entry["error"]]
     if not good:
         raise BackupError(f"{settings.repository(number)} holds no backup without errors", hint)

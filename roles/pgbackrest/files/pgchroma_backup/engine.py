@@ -163,9 +163,13 @@ def pgbackrest(settings: Settings, what: str, verb: str, *options: str) -> str:
     return done.output
 
 
-def information(settings: Settings) -> dict[str, Any]:
-    """Return ``pgbackrest info`` of this stanza: backups, archive ranges, state of each repository."""
-    options = ("--output=json", "--log-level-console=off", "--log-level-stderr=off")
+def information(settings: Settings, number: int = 0) -> dict[str, Any]:
+    """Return ``pgbackrest info`` of this stanza: backups, archive ranges, state of each repository, or of one.
+
+    One that does not answer takes its time-out, so ask only those that matter.
+    """
+    options = ["--output=json", "--log-level-console=off", "--log-level-stderr=off"]
+    options += [f"--repo={number}"] if number else []
     output = pgbackrest(settings, "reading the repositories", "info", *options)
     stanzas: list[dict[str, Any]] = json.loads(output)
     for stanza in stanzas:

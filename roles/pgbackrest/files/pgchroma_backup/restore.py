@@ -73,10 +73,9 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         BackupError: the target cannot be reached, there is no room, or the directory is taken.
     """
     goal = target.read(wanted)
-    info = engine.information(settings)
-    number = target.choose_repository(settings, info, goal)
+    number, info = target.choose_repository(settings, goal, lambda one: engine.information(settings, one))
     chosen = target.choose_set(settings, info, goal, number)
-    timeline = target.choose_timeline(settings, goal, chosen, number)
+    timeline = target.choose_timeline(settings, info, goal, chosen, number)
     options = options_of(goal, chosen, number, timeline)
     running = engine.is_running(settings)
     # A server that runs has been started since: what it holds now is no half-copied directory, whatever the marker says.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -125,26 +126,30 @@ def read(wanted: dict[str, Any]) -> Target:
     )
 
 
-def choose_repository(settings: Settings, info: dict[str, Any], target: Target) -> int:
-    """Return the repository to restore from: the one named, else the first that can be read and holds a good backup.
+Look = Callable[[int], dict[str, Any]]
+
+
+def choose_repository(settings: Settings, target: Target, look: Look) -> tuple[int, dict[str, Any]]:
+    """Return the repository to restore from, and what it holds: the one named, else the first that can be read and has what is needed.
+
+    ``look`` returns the information of one repository; none after the first that fits is asked.
 
     Raises:
         BackupError: the one named cannot be read, or none can.
     """
     if target.repository:
         settings.repository(target.repository)
-        fault = engine.repository_fault(info, settings, target.repository)
-        if fault is not None:
-            raise fault
-        return target.repository
     faults = []
-    for repository in settings.repositories:
-        fault = engine.repository_fault(info, settings, repository.number)
-        held = [entry["label"] for entry in backup.backups_of(info, repository.number)]
+    for number in (
+        [target.repository] if target.repository else [entry.number for entry in settings.repositories]
+    ):
+        info = look(number)
+        fault = engine.repository_fault(info, settings, number)
+        held = [entry["label"] for entry in backup.backups_of(info, number)]
         if fault is not None:
             faults.append(fault)
-        elif held and (not target.set or target.set in held):
-            return repository.number
+        elif target.repository or (held and (not target.set or target.set in held)):
+            return number, info
     if faults:
         raise backup.joined(faults)
     missing = f"the set {target.set}" if target.set else "any backup"
@@ -216,7 +221,9 @@ def point_lsn(settings: Settings, target: Target) -> str:
     raise RefusedError(f"this host does not know the restore point {target.value!r} (known: {known})", hint)
 
 
-def choose_timeline(settings: Settings, target: Target, chosen: dict[str, Any], number: int) -> str:
+def choose_timeline(
+    settings: Settings, info: dict[str, Any], target: Target, chosen: dict[str, Any], number: int
+) -> str:
     """Return the timeline to follow; with several to choose from, only the operator can know which one was meant.
 
     Raises:
@@ -225,7 +232,7 @@ def choose_timeline(settings: Settings, target: Target, chosen: dict[str, Any], 
     own = int(chosen["archive"]["start"][:8], 16)
     if target.timeline:
         return target.timeline
-    younger = [entry for entry in timelines(settings, chosen, number) if entry > own]
+    younger = [entry for entry in timelines(settings, info, chosen, number) if entry > own]
     if not younger or target.kind in ("latest", "immediate"):
         return "latest" if target.kind != "immediate" else "current"
     shown = ", ".join(str(entry) for entry in [own, *younger])
@@ -235,11 +242,11 @@ def choose_timeline(settings: Settings, target: Target, chosen: dict[str, Any], 
     )
 
 
-def timelines(settings: Settings, chosen: dict[str, Any], number: int) -> list[int]:
+def timelines(settings: Settings, info: dict[str, Any], chosen: dict[str, Any], number: int) -> list[int]:
     """Return the numbers of the timelines that branched off, as the archive's history files tell."""
     archive_id = next(
         f"{entry['id']}"
-        for entry in engine.information(settings)["archive"]
+        for entry in info["archive"]
         if entry["database"] == {"id": chosen["database"]["id"], "repo-key": number}
     )
     path = f"archive/{settings.stanza}/{archive_id}"
