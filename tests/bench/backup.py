@@ -22,7 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST, SPARE = "backup-restore1", "backup-restore2"
+# Names of the machines, and of the host to confirm; others through the environment.
+FIRST = os.environ.get("PGCHROMA_BENCH_FIRST", "backup-restore1")
+SPARE = os.environ.get("PGCHROMA_BENCH_SPARE", "backup-restore2")
+RECOVERY = os.environ.get("PGCHROMA_BENCH_RECOVERY", str(ROOT / "molecule/backup_restore/recovery/hosts.yml"))
 DATA = "/var/lib/postgresql/17/main"
 API = "http://127.0.0.1:8000/api/v2"
 COLLECTIONS = "/tenants/default_tenant/databases/default_database/collections"
@@ -242,7 +245,7 @@ def disaster(made: str, seconds: float) -> dict[str, Any]:
     command = [
         str(Path(sys.executable).parent / "ansible-playbook"),
         "-i",
-        str(ROOT / "molecule/backup_restore/recovery/hosts.yml"),
+        RECOVERY,
     ]
     command += [str(ROOT / "playbooks/disaster_recovery.yml"), "-e", f"confirm={SPARE}"]
     environment = {
