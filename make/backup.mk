@@ -1,8 +1,12 @@
 # Backups on test machines: docs/BACKUPS.md.
+.PHONY: test-all
+test-all: test ## Run make test and the scenario of backups and restores, with every fault
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s backup_restore
+
 .PHONY: bench-backup
 bench-backup: venv ## Measure backups, restores and what a dead host costs: make bench-backup MEGABYTES=1000
-	export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	export PATH="$(CURDIR)/$(BIN):$$PATH" PGCHROMA_SECRETS="$(CURDIR)/build/secrets"; \
 	molecule destroy -s backup_restore; \
 	molecule converge -s backup_restore; \
-	PGCHROMA_SECRETS=$$HOME/.ansible/tmp/molecule.bench/secrets $(BIN)/python tests/bench/backup.py --megabytes $(or $(MEGABYTES),1000); \
+	$(BIN)/python tests/bench/backup.py --megabytes $(or $(MEGABYTES),1000); \
 	molecule destroy -s backup_restore

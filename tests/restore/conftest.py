@@ -162,6 +162,8 @@ def run_playbook(inventory: str, name: str, **variables: object) -> subprocess.C
     command = [str(tools / "ansible-playbook"), "-i", inventory, str(ROOT / "playbooks" / name)]
     command += ["-e", json.dumps(variables)]
     environment = {
+        # Where molecule.yml has the passphrases of the scenario.
+        "PGCHROMA_SECRETS": str(ROOT / "build/secrets"),
         **os.environ,
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),

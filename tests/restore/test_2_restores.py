@@ -151,7 +151,7 @@ def test_interrupted_restore_cannot_be_started_and_resumes(host: Host, cluster: 
     rows = cluster.rows()
     script = (
         "pgchroma-backup restore --stop --target '{\"latest\": true}' >/root/restore.log 2>&1 & "
-        f"until [ -e {DATA}/base ]; do :; done; pkill -KILL -x -u postgres pgbackrest; wait; test ! -e {DATA}/global/pg_control"
+        f"until [ -e {DATA}/backup.manifest ]; do :; done; pkill -KILL -x -u postgres pgbackrest; wait; test ! -e {DATA}/global/pg_control"
     )
     host.check_output(f"bash -c {json.dumps(script)}")
     assert host.run(f"systemctl start {UNIT}").rc != 0, "half a cluster must not start"
