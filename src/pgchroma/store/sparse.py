@@ -28,6 +28,7 @@ MAX_INDEX = 2**32 - 1
 MAX_VALUES = 16_000
 _DIMENSIONS = 1_000_000_000
 _COLUMNS = tuple(f"e{part}" for part in range(MAX_INDEX // _DIMENSIONS + 1))
+_BORDERS = np.arange(len(_COLUMNS) + 1) * _DIMENSIONS
 # Search reads the entries that wait for the index one by one; this keeps them few. In KiB, 64 is the least.
 _PENDING_KIB = 1_024
 _BEYOND_FLOAT32 = 3.4028235677973366e38
@@ -191,7 +192,7 @@ def _row(seq: int, entries: SparseVector) -> bytes:
     items["length"], items["value"] = 8, entries.indices
     array = _ARRAY(1, 0, _INT8_OID, count, 1) + items.tobytes()
     parts = [_FIELDS(2 + len(_COLUMNS), 8, seq, len(array)), array]
-    borders = np.searchsorted(entries.indices, np.arange(len(_COLUMNS) + 1) * _DIMENSIONS)
+    borders = np.searchsorted(entries.indices, _BORDERS)
     for part, (low, high) in enumerate(itertools.pairwise(borders)):
         if low == high:
             parts.append(_NULL)
@@ -253,7 +254,7 @@ async def nearest(
 def _distance(query: SparseVector) -> tuple[sql.Composed, dict[str, Any]]:
     """Return the negative inner product with `query` as SQL, and its parameters."""
     terms, bound = [], {}
-    borders = np.searchsorted(query.indices, np.arange(len(_COLUMNS) + 1) * _DIMENSIONS)
+    borders = np.searchsorted(query.indices, _BORDERS)
     for part, (low, high) in enumerate(itertools.pairwise(borders)):
         if low == high:
             continue
