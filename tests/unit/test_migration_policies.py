@@ -8,6 +8,7 @@ import pytest
 
 from pgchroma.errors import ConfigurationError, SourceError
 from pgchroma.migrate.model import Limits, SourceCollection
+from pgchroma.migrate.places import kind_of
 from pgchroma.migrate.plan import of_target
 from pgchroma.migrate.policies import DANGERS, EMPTY_ID, Policies
 from pgchroma.types import Record
@@ -133,3 +134,22 @@ def test_what_the_target_cannot_hold_is_told_by_the_plan(
     assert of_target(COLLECTION, limits) == []
     (problem,) = of_target(replace(COLLECTION, **change), limits)  # type: ignore[arg-type]
     assert problem.code == code
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("/srv/chroma", "chroma-folder"),
+        ("http://localhost:8000", "chroma-server"),
+        ("https://x/chroma", "chroma-server"),
+        ("postgresql:///pgchroma?host=/run", "pgchroma-database"),
+        ("postgres://u@h/d", "pgchroma-database"),
+        ("host=/run dbname=pgchroma", "pgchroma-database"),
+        ("all.jsonl", "exchange-jsonl"),
+        ("/x/all.jsonl.zst", "exchange-jsonl"),
+        ("all.parquet/", "exchange-parquet"),
+        ("host-folder", "chroma-folder"),
+    ],
+)
+def test_a_place_is_told_by_how_it_is_written(text: str, kind: str) -> None:
+    assert kind_of(text) == kind

@@ -180,9 +180,6 @@ def start_run(
     """Carry out `run` or `export` and return the receipt, or the plan of a dry run."""
     settings = Given.of(given)
     place = shared.place_of(source, "source", given)
-    if place.kind == "chroma-folder" and "=" in source and not Path(source).exists():
-        # libpq's other notation, key=value pairs, has no scheme to be told by.
-        place = Place("pgchroma-database", source, password_file=given.get("database_password_file"))
     places.require_different(place, target)
     shared.log_to(given.get("log_file"))
     ident = uuid4()

@@ -9,6 +9,7 @@ DIR.parquet                        exchange folder
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ from pgchroma.migrate.remote.source import open_server
 from pgchroma.migrate.selection import Scope, Selected
 from pgchroma.migrate.sink import StoreSink
 from pgchroma.store import Store, migrations
+
+# libpq's other notation: key=value pairs.
+_KEY_VALUE = re.compile(r"\s*(host|hostaddr|port|dbname|user|service)\s*=")
 
 Kind: TypeAlias = Literal[
     "chroma-folder", "chroma-server", "pgchroma-database", "exchange-jsonl", "exchange-parquet"
@@ -90,6 +94,8 @@ def kind_of(text: str) -> Kind:
             f"{text!r}: no place is called {scheme}://",
             hint="a folder, http(s)://, postgresql://, FILE.jsonl[.zst] or DIR.parquet",
         )
+    if _KEY_VALUE.match(text):
+        return "pgchroma-database"
     if text.endswith((".jsonl", ".jsonl.zst")):
         return "exchange-jsonl"
     return "exchange-parquet" if text.rstrip("/").endswith(".parquet") else "chroma-folder"
