@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgchroma.errors import ConfigurationError, DatabaseNotReadyError, DatabaseUnreachableError
-from pgchroma.store import Store, StoreSettings, bootstrap, builds, migrations
+from pgchroma.store import Store, StoreSettings, bootstrap, builds, migrations, snapshot
 from pgchroma.store.connection import Connection, conninfo
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Filter, Record, RecordBatch
 from support.postgres import Databases
@@ -209,6 +209,10 @@ async def test_each_role_can_do_no_more_than_it_should(owned_url: str) -> None:
         (collection.name,)
     ]
     assert execute(as_role(owned_url, APP), "SELECT count(*) FROM pgchroma.schema_migrations")[0][0] >= 1
+    # What a migration compares to know whether anybody wrote meanwhile.
+    with snapshot.DatabaseSnapshot(as_role(owned_url, APP), StoreSettings()) as seen:
+        assert seen.horizon()["record_seq"] >= 1
+        assert [found.name for found in seen.collections()] == [collection.name]
     # A server must be able to note that a token was used, or it would log that it cannot, every second.
     with psycopg.connect(as_role(owned_url, APP)) as app:
         app.execute("UPDATE pgchroma.tokens SET last_used_at = now()")

@@ -207,8 +207,8 @@ _APP_PRIVILEGES = (
     ),
     (
         "use the sequences",
-        "GRANT USAGE ON ALL SEQUENCES IN SCHEMA pgchroma TO {role}",
-        "SELECT bool_and(has_sequence_privilege(%(role)s, oid, 'USAGE')) FROM pg_class "
+        "GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA pgchroma TO {role}",
+        "SELECT bool_and(has_sequence_privilege(%(role)s, oid, privilege)) FROM pg_class, unnest(ARRAY['USAGE', 'SELECT']) AS privilege "
         "WHERE relnamespace = 'pgchroma'::regnamespace AND relkind = 'S'",
     ),
     (
