@@ -28,7 +28,7 @@ def now(cluster: Cluster) -> datetime:
         ({"lsn": "here"}, 2, "not an LSN"),
         ({"xid": "12"}, 9, "add set"),
         ({"name": "nobody-made-this"}, 9, "does not know the restore point"),
-        ({"latest": True, "set": "20200101-000000F"}, 9, "no set 20200101-000000F"),
+        ({"latest": True, "set": "20200101-000000F"}, 9, "no repository holds the set 20200101-000000F"),
         ({"latest": True, "repository": 7}, 3, "no repository 7"),
         ({"latest": True, "time": "2026-11-21 08:00:00Z"}, 2, "exactly one"),
         ({}, 2, "exactly one"),
@@ -185,7 +185,11 @@ def test_full_wal_disk_loses_nothing(host: Host, cluster: Cluster, s3_away: None
             acknowledged += 1000
             assert acknowledged < 500_000, "the disk never filled"
         host.check_output(f"mount -o remount,size=2g {DATA}/pg_wal")
-        wait_for("the server is back", lambda: host.run(f"systemctl restart {UNIT}").rc == 0, seconds=120)
+        # It comes back by itself, or stopped for good and is started; never stopped while it recovers.
+        answers = "cd / && runuser -u postgres -- psql -XAtqc 'SELECT 1'"
+        wait_for(
+            "the server is back", lambda: host.run(f"systemctl start {UNIT}; {answers}").rc == 0, seconds=180
+        )
         assert int(cluster.sql("SELECT count(*) FROM full_disk")) == acknowledged
     finally:
         host.check_output(
