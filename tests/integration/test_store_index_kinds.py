@@ -322,6 +322,15 @@ async def test_embeddings_of_any_length_are_found_although_sketches_know_angles_
     assert await recall(store, collection, embeddings, mask, where={"half": True}) == 1.0
 
 
+@pytest.mark.parametrize(("dimension", "bits"), [(DIMENSION, 3), (600, 2), (1_100, 1), (4_097, 0)])
+async def test_sketches_of_longer_embeddings_choose_as_well(store: Store, dimension: int, bits: int) -> None:
+    embeddings = points(1_400, dimension=dimension)
+    collection = await collection_of(store, embeddings, "ip")
+    assert (await store.get_collection_by_id(collection.id)).sketch == bits
+    mask = np.arange(1_400) % 2 == 0
+    assert await recall(store, collection, embeddings, mask, where={"half": True}) >= 0.99
+
+
 async def test_a_changed_embedding_has_another_sketch(store: Store) -> None:
     embeddings = points(800)
     collection = await collection_of(store, embeddings)

@@ -18,8 +18,8 @@ _FEW_MATCHES = 40_000
 _SAMPLED_PAGES = 60
 _WORTH_WALKING = 0.04
 _WALK_EF_SEARCH = 240
-# Of the best by sketch so many are compared exactly, at least.
-_LEAST_COMPARED = 250
+# Of the best by sketch so many are compared exactly, at least and per result, by the bits per dimension that sketches have.
+_COMPARED = {1: (600, 40), 2: (350, 25), 3: (250, 15)}
 # Without indexes by which to walk, more than so many results are compared exactly.
 _MOST_WALKED = 200
 
@@ -143,7 +143,8 @@ async def filtered(
         if entry.sketch:
             sketch = sketches.encode(embedding[None], entry.sketch)[0]
             parameters["q_sketch"] = Bit(np.unpackbits(sketch)[: embedding.size * entry.sketch])
-            parameters["compared"] = max(_LEAST_COMPARED, 15 * count)
+            least, per_result = _COMPARED[entry.sketch]
+            parameters["compared"] = max(least, per_result * count)
             found = nearest.sketched(collection, matching.source, chosen)
     return await connection.fetch(
         _statement(connection, entry, found, wanted).encode(), parameters, prepare=False

@@ -2,10 +2,12 @@
 
 A filtered query may have thousands of matches all over the table. To fetch all of their vectors costs a page each; their sketches
 are read along with the metadata, and only the best by Hamming distance are compared exactly. A sketch holds, for every dimension
-of the normalised vector, whether it exceeds each of a few thresholds: the number of bits in which two differ grows with the
+of the normalised and rotated vector, whether it exceeds each of a few thresholds: the number of bits in which two differ grows with the
 difference of their coordinates.
 """
 
+import functools
+import hashlib
 import struct
 
 import numpy as np
@@ -38,12 +40,49 @@ def column(dimension: int) -> sql.Composed:
     return sql.SQL("bit({})").format(sql.Literal(levels(dimension) * dimension))
 
 
+@functools.cache
+def _hadamard(size: int) -> NDArray[np.float32]:
+    """Return Sylvester's orthogonal matrix of this size, a power of two."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.asarray(matrix / np.sqrt(size), np.float32)
+
+
+@functools.cache
+def _signs(dimension: int, turn: int) -> NDArray[np.float32]:
+    """Return ones and minus ones; the same for ever, because sketches are compared with older ones."""
+    data = hashlib.shake_256(f"pgchroma sketch {dimension} {turn}".encode()).digest(dimension)
+    return np.where(np.frombuffer(data, np.uint8) & 1, np.float32(1), np.float32(-1))
+
+
+def rotate(embeddings: Float32Matrix) -> Float32Matrix:
+    """Return the embeddings turned by a fixed rotation that spreads every coordinate over all of them.
+
+    Embeddings whose first coordinates say the most, as those of a singular value decomposition do, would otherwise have most of
+    their sketch's bits spent on the least.
+    """
+    count, dimension = embeddings.shape
+    size = 1 << (dimension.bit_length() - 1)
+    left = 1 << ((size.bit_length() - 1) // 2)
+    right = size // left
+    turned = embeddings.astype(np.float32)
+    # Blocks at either end in turn, because there are Hadamard matrices for few sizes only.
+    for turn, start in enumerate((0, dimension - size, 0, dimension - size)):
+        turned *= _signs(dimension, turn)
+        block = turned[:, start : start + size].reshape(count, left, right)
+        block = _hadamard(left) @ (block @ _hadamard(right))
+        turned[:, start : start + size] = block.reshape(count, size)
+    return turned
+
+
 def encode(embeddings: Float32Matrix, bits: int) -> NDArray[np.uint8]:
     """Return the sketches of `embeddings`, shape (n, dimension), as packed bytes, shape (n, bytes)."""
     dimension = embeddings.shape[1]
     lengths = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
     unit = (lengths / np.sqrt(dimension)).astype(np.float32)[:, None]
-    parts = [embeddings > threshold * unit for threshold in _THRESHOLDS[bits]]
+    turned = rotate(embeddings)
+    parts = [turned > threshold * unit for threshold in _THRESHOLDS[bits]]
     return np.packbits(np.concatenate(parts, axis=1), axis=1)
 
 
