@@ -17,7 +17,7 @@ _FEW_MATCHES = 40_000
 # Pages that a sample of a large collection reads, and the least share of it that pays a walk through the indexes.
 _SAMPLED_PAGES = 60
 _WORTH_WALKING = 0.04
-_WALK_EF_SEARCH = 240
+_WALK_EF_SEARCH = 400
 # Of the best by sketch so many are compared exactly, at least and per result, by the bits per dimension that sketches have.
 _COMPARED = {1: (600, 40), 2: (350, 25), 3: (250, 15)}
 # Without indexes by which to walk, more than so many results are compared exactly.
