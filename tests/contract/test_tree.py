@@ -69,3 +69,10 @@ def test_every_exit_code_has_a_meaning() -> None:
     from pgchroma.exit_codes import MEANINGS, ExitCode
 
     assert set(MEANINGS) == set(ExitCode)
+
+
+def test_every_decision_has_a_number_of_its_own() -> None:
+    for path in tracked("docs/adr/0*.md"):
+        assert text_of(path).startswith(f"# {int(path.name[:4])}. "), path
+    numbers = [path.name[:4] for path in tracked("docs/adr/0*.md")]
+    assert len(numbers) == len(set(numbers))
