@@ -221,9 +221,13 @@ async def query(
         NotFoundError: the collection does not exist.
     """
 
+    was_written_to = False
+
     async def work(entry: Entry) -> list[Rows]:
+        nonlocal was_written_to
         async with one_snapshot(connection, selection):
             collection = entry.collection
+            was_written_to = collection.table_number is not None
             filtered = selection != Filter()
             chosen, parameters, compiler = await compiled(connection, collection, selection)
             number, dimension = collection.table_number, collection.dimension
@@ -252,7 +256,8 @@ async def query(
     answers = await entries.reading(
         connection, collection_id, work, lambda found: not all(rows.ids for rows in found)
     )
-    if answers and n_results and not answers[0].ids and selection.ids and selection == Filter(selection.ids):
+    by_ids_alone = bool(selection.ids) and selection == Filter(selection.ids)
+    if was_written_to and by_ids_alone and n_results and answers and not answers[0].ids:
         # Chroma refuses a query by any unknown id, with a 500. One among others is left out here; but a caller whose ids are all
         # wrong is told so, as Chroma's clients expect, rather than given an empty answer.
         raise InvalidArgumentError(

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from psycopg import AsyncConnection, errors
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus
+from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
@@ -89,6 +89,24 @@ async def fetch(
     Raises:
         psycopg.Error: of the kind that PostgreSQL's SQLSTATE stands for.
     """
+    try:
+        return await _fetch(connection, prepared, query, parameters, prepare=prepare)
+    except _OUTDATED:
+        # psycopg deallocates everything after a DROP or a ROLLBACK, these statements included. Nothing was run; outside of a
+        # transaction, which the error has ended, the query can be sent anew, and every connection may need that once.
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            raise
+        return await _fetch(connection, prepared, query, parameters, prepare=prepare)
+
+
+async def _fetch(
+    connection: AsyncConnection[Any],
+    prepared: Prepared,
+    query: bytes,
+    parameters: Mapping[str, Any],
+    *,
+    prepare: bool,
+) -> list[Row]:
     text, names = _numbered(query)
     pgconn = connection.pgconn
     transformer = Transformer.from_context(connection)
