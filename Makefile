@@ -59,7 +59,9 @@ unit: venv ## Run the unit, contract and integration tests (embedded PostgreSQL)
 
 .PHONY: molecule
 molecule: venv ## Run the Molecule scenarios on test machines: make molecule SCENARIO=default
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s $(or $(SCENARIO),default)
+	for scenario in $(or $(SCENARIO),default chroma_server); do \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s $$scenario; \
+	done
 
 .PHONY: docs
 docs: venv ## Write the generated parts of the documentation anew
