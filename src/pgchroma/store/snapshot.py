@@ -70,7 +70,7 @@ class DatabaseSnapshot:
         """Return what tells later which records are newer than this moment: transaction, highest number, cluster."""
         ((xid, seq, system, database),) = self._rows(
             sql.SQL(
-                "SELECT pg_snapshot_xmin(pg_current_snapshot())::text, (SELECT last_value FROM pgchroma.record_seqs), "
+                "SELECT pg_snapshot_xmin(pg_current_snapshot())::text, coalesce(pg_sequence_last_value('pgchroma.record_seqs'), 0), "
                 "(SELECT system_identifier::text FROM pg_control_system()), (SELECT oid::bigint FROM pg_database WHERE datname = current_database())"
             )
         )
