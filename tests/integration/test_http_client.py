@@ -221,7 +221,7 @@ def test_mistakes_are_named(collection: chromadb.Collection, client: ClientAPI) 
         collection.query(query_embeddings=vectors([[1.0, 2.0, 3.0]]))
     with pytest.raises(InvalidArgumentError, match="dimension of 2, got 1"):
         collection.add(ids=["n"], embeddings=vectors([[1.0]]))
-    with pytest.raises(InvalidArgumentError, match="Infinity"):
+    with pytest.raises(InvalidArgumentError, match="inf"):
         collection.add(ids=["n"], embeddings=vectors([[1e39, 0.0]]))
     with pytest.raises(InvalidArgumentError, match=r"[Rr]egex"):
         collection.get(where_document={"$regex": "(?=x)"})

@@ -52,7 +52,13 @@ def unfit(table: Table, plan: TablePlan, column: ColumnPlan, *, fitting: bool = 
         fitting: whether every value is known to be of the column's kind, so that this need not be asked again.
     """
     name = quoted(column.source)
-    condition = "0" if fitting else formatting.misfit(column.kind, name, garbled=table.garbled)
+    condition = (
+        "0"
+        if fitting
+        else formatting.misfit(
+            column.kind, name, garbled=table.garbled, usual_times=column.source in table.usual_times
+        )
+    )
     if column.not_null or column.source in plan.primary_key:
         condition += f" OR {name} IS NULL"
     if column.kind.name in ("text", "varchar") and column.on_nul == "fail":

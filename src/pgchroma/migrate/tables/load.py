@@ -24,7 +24,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 # One transaction: whichever comes first. Bounds what an interruption costs and what is held in memory.
 BATCH_ROWS: Final = 20_000
 BATCH_BYTES: Final = 8 << 20
-_FETCH_ROWS: Final = 500
+_FETCH_ROWS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,16 @@ def _statement(table: Table, plan: TablePlan, findings: tuple[Finding, ...], res
             plan,
             column,
             findings,
-            formatting.copy_text(column.kind, quoted(column.source), column.on_nul),
-            r"'\N'",
+            formatting.selected(
+                column.kind,
+                quoted(column.source),
+                column.on_nul,
+                usual_times=column.source in table.usual_times,
+            ),
+            formatting.null_of(column.kind),
         )
         for column in plan.moved
     )
-    # Concatenation needs text: a lone integer column would come out as a number.
-    line = " || char(9) || ".join(f"({part})" for part in parts) + " || char(10)"
     conditions = []
     if resumed:
         conditions.append(
@@ -103,7 +106,7 @@ def _statement(table: Table, plan: TablePlan, findings: tuple[Finding, ...], res
     if held := held_back(table, plan, findings):
         conditions.append(f"NOT coalesce(({held}), 0)")
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {', '.join(keys)}, {line} FROM {quoted(table.name)}{where} ORDER BY {', '.join(keys)}"  # noqa: S608 - quoted identifiers
+    return f"SELECT {', '.join(keys)}, {', '.join(parts)} FROM {quoted(table.name)}{where} ORDER BY {', '.join(keys)}"  # noqa: S608 - quoted identifiers
 
 
 def batches(
@@ -114,6 +117,7 @@ def batches(
     position: list[Any] | None,
 ) -> Iterator[Batch]:
     """Yield the rows behind `position` in the order of their key."""
+    width, kinds = len(key_columns(table)), [column.kind for column in plan.moved]
     cursor = connection.cursor()
     cursor.execute(
         _statement(table, plan, findings, position is not None),
@@ -123,9 +127,9 @@ def batches(
     rows = size = 0
     last: tuple[Any, ...] = ()
     while fetched := cursor.fetchmany(_FETCH_ROWS):
-        chunk = b"".join([row[-1] for row in fetched])
-        chunks.append(chunk)
-        rows, size, last = rows + len(fetched), size + len(chunk), fetched[-1][:-1]
+        columns = list(zip(*fetched, strict=True))[width:]
+        chunks.append(formatting.lines(kinds, columns))
+        rows, size, last = rows + len(fetched), size + len(chunks[-1]), fetched[-1][:width]
         if rows >= BATCH_ROWS or size >= BATCH_BYTES:
             yield Batch(chunks, rows, encode_key(last))
             chunks, rows, size = [], 0, 0

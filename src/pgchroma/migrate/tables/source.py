@@ -65,6 +65,7 @@ class Table:
         rowid: the name by which SQLite's rowid can be asked for; None for a table without.
         identity: the column that is SQLite's rowid (INTEGER PRIMARY KEY), if there is one.
         garbled: whether some text in it is not UTF-8.
+        usual_times: the columns with times all of which are written as SQLite's own functions write them.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Table:
     checks: bool
     next_identity: int | None
     garbled: bool
+    usual_times: frozenset[str]
 
     @property
     def primary_key(self) -> tuple[str, ...]:
@@ -260,6 +262,7 @@ def _table(connection: sqlite3.Connection, name: str, statement: str, *, without
         checks,
         following,
         _is_garbled(connection, name, columns),
+        _usual_times(connection, name, columns),
     )
 
 
@@ -278,6 +281,15 @@ def _is_garbled(connection: sqlite3.Connection, table: str, columns: tuple[Colum
     finally:
         connection.text_factory = str
     return False
+
+
+def _usual_times(connection: sqlite3.Connection, table: str, columns: tuple[Column, ...]) -> frozenset[str]:
+    names = [item.name for item in columns if "TIMESTAMP" in item.declared or "DATETIME" in item.declared]
+    if not names:
+        return frozenset()
+    checks = ", ".join(f"min({formatting.usual_time(quoted(name))})" for name in names)
+    row = connection.execute(f"SELECT {checks} FROM {quoted(table)}").fetchone()  # noqa: S608 - quoted identifiers
+    return frozenset(name for name, usual in zip(names, row, strict=True) if usual)
 
 
 def _next_identity(connection: sqlite3.Connection, table: str, column: str) -> int:

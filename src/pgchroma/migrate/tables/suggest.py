@@ -27,6 +27,10 @@ _NOW: Final = re.compile(r"^\(*\s*(current_timestamp|datetime\s*\(\s*'now'\s*\))
 _TODAY: Final = re.compile(r"^\(*\s*(current_date|date\s*\(\s*'now'\s*\))\s*\)*$", re.IGNORECASE)
 
 
+_KNOWN: Final = re.compile("BOOL|JSON|UUID|DECIMAL|NUMERIC|INT|CHAR|CLOB|TEXT|BLOB|REAL|FLOA|DOUB")
+_TIME: Final = re.compile("TIME|DATE")
+
+
 @dataclass(frozen=True, slots=True)
 class Suggestion:
     """A mapping and what a person should know before accepting it."""
@@ -112,9 +116,12 @@ def _indexes(table: Table, notes: list[str]) -> Iterator[IndexPlan]:
 
 
 def _profiles(connection: sqlite3.Connection, table: Table) -> list[_Profile]:
-    """Look at all columns in one pass."""
+    """Look in one pass at all columns whose type alone does not tell what they hold."""
     wanted = []
     for column in table.columns:
+        if _KNOWN.search(column.declared) and not _TIME.search(column.declared):
+            wanted += ["0"] * 5
+            continue
         name = quoted(column.name)
         wanted += [
             f"coalesce(sum(typeof({name}) = '{storage}'), 0)"
@@ -123,8 +130,8 @@ def _profiles(connection: sqlite3.Connection, table: Table) -> list[_Profile]:
         wanted.append(
             f"coalesce(max(CASE WHEN typeof({name}) IN ('integer', 'real') THEN abs({name} * 1.0) END), 0)"
         )
-    row = connection.execute(f"SELECT {', '.join(wanted)} FROM {quoted(table.name)}").fetchone()  # noqa: S608 - quoted identifiers
-    return [_Profile(*row[n : n + 5]) for n in range(0, len(row), 5)]
+    row = connection.execute(f"SELECT {', '.join(wanted)}, count(*) FROM {quoted(table.name)}").fetchone()  # noqa: S608 - quoted identifiers
+    return [_Profile(*row[n : n + 5]) for n in range(0, len(wanted), 5)]
 
 
 def _columns(database: Database, table: Table, notes: list[str]) -> Iterator[ColumnPlan]:
@@ -155,14 +162,16 @@ def _column(table: Table, column: Column, best: Kind, kind: Kind, notes: list[st
     return ColumnPlan(column.name, _short(column.name), kind, not_null, default, identity)
 
 
+def _misfit(table: Table, column: Column, kind: Kind) -> str:
+    usual = column.name in table.usual_times
+    return formatting.misfit(kind, quoted(column.name), garbled=table.garbled, usual_times=usual)
+
+
 def _fitting(database: Database, table: Table, wanted: list[tuple[Column, Kind]]) -> list[bool]:
     """Return of each column whether all its values are of a kind; one pass for all."""
     for _, kind in wanted:
         formatting.register_kind(database.connection, kind)
-    conditions = ", ".join(
-        f"coalesce(max({formatting.misfit(kind, quoted(column.name), garbled=table.garbled)}), 0)"
-        for column, kind in wanted
-    )
+    conditions = ", ".join(f"coalesce(max({_misfit(table, column, kind)}), 0)" for column, kind in wanted)
     row = database.connection.execute(f"SELECT {conditions} FROM {quoted(table.name)}").fetchone()  # noqa: S608 - quoted identifiers
     for (column, kind), bad in zip(wanted, row, strict=True):
         if not bad:
