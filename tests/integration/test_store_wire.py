@@ -132,7 +132,6 @@ async def test_a_connection_that_postgresql_ends_is_an_operational_error(
 
 
 async def test_statements_that_somebody_deallocated_are_prepared_again(connection: Connection) -> None:
-    """psycopg deallocates everything after a ROLLBACK or a DROP, when it has prepared statements of its own."""
     for _ in range(3):
         assert await connection.fetch(b"SELECT 7", {}) == [(7,)]
     await connection.execute("DEALLOCATE ALL")
@@ -145,3 +144,16 @@ async def test_statements_that_somebody_deallocated_are_prepared_again(connectio
         async with connection.transaction():
             await connection.fetch(b"SELECT 7", {})
     assert await connection.fetch(b"SELECT 7", {}) == [(7,)]
+
+
+async def test_psycopg_deallocates_nothing_but_its_own_statements(connection: Connection) -> None:
+    """After a ROLLBACK or a DROP it would deallocate everything, and each of ours would cost an error in PostgreSQL's log."""
+    for _ in range(3):
+        assert await connection.fetch(b"SELECT 8", {}) == [(8,)]
+    await connection.execute("SELECT 9", prepare=True)
+    for statement in ("BEGIN", "ROLLBACK", "CREATE TEMPORARY TABLE gone ()", "DROP TABLE gone", "SELECT 10"):
+        await connection.execute(statement)
+    cursor = await connection.execute("SELECT statement FROM pg_prepared_statements ORDER BY statement")
+    left = [row[0] for row in await cursor.fetchall()]
+    assert "SELECT 8" in left
+    assert "SELECT 9" not in left

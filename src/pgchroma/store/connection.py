@@ -14,6 +14,7 @@ import numpy as np
 import psycopg
 from pgvector.psycopg import register_vector_async
 from psycopg import AsyncConnection
+from psycopg._preparing import PrepareManager
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import Diagnostic
 from psycopg.pq.abc import PGconn
@@ -69,11 +70,26 @@ _HOPELESS = (
 )
 
 
+class _OwnStatements(PrepareManager):
+    """Deallocates what psycopg prepared, one by one.
+
+    After a ROLLBACK, DROP or ALTER psycopg would deallocate everything, what `wire` has prepared included.
+    """
+
+    def clear(self) -> bool:
+        names = list(self._names.values())
+        self._counts.clear()
+        self._names.clear()
+        self._to_flush.extend(names)
+        return bool(names)
+
+
 class Connection(AsyncConnection[Row]):
     """A connection that remembers the warnings PostgreSQL sent; see `Database.write`."""
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Row] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
+        self._prepared: PrepareManager = _OwnStatements()
         # SQLSTATEs only: psycopg frees what a Diagnostic refers to as soon as its handler returns.
         self.warnings: list[str | None] = []
         # Settings that queries change, as they are now.

@@ -92,8 +92,8 @@ async def fetch(
     try:
         return await _fetch(connection, prepared, query, parameters, prepare=prepare)
     except _OUTDATED:
-        # psycopg deallocates everything after a DROP or a ROLLBACK, these statements included. Nothing was run; outside of a
-        # transaction, which the error has ended, the query can be sent anew, and every connection may need that once.
+        # Somebody deallocated it, or changed what it stands for. Nothing was run; outside of a transaction, which the error
+        # has ended, the query can be sent anew.
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             raise
         return await _fetch(connection, prepared, query, parameters, prepare=prepare)
