@@ -169,6 +169,18 @@ def test_set_repository_and_timeline_are_always_named(host: Any) -> None:
             "does not reach the repository",
             4,
         ),
+        (
+            "ERROR: [064]: raised from local-1 protocol: unable to write '/r/backup/main/20261121-092750F/bundle/1': "
+            "[2] No such file or directory",
+            "the disk is full",
+            1,
+        ),
+        ("ERROR: [064]: unable to write '/r/bundle/1'", "the disk is full", 1),
+        (
+            "ERROR: [064]: unable to write '/r/bundle/1': [5] Input/output error",
+            "\\[5\\] Input/output error",
+            1,
+        ),
         ("ERROR: [099]: something new", "ERROR: \\[099\\]: something new", 1),
     ],
 )

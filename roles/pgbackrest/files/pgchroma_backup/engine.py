@@ -15,7 +15,9 @@ from .settings import Settings
 # (pattern in pgBackRest's output, what it means, remedy, exit status); the first that fits counts.
 MEANINGS = (
     (
-        r"No space left on device|\[Errno 28\]|Disk quota exceeded",
+        # A disk that fills in the middle of a write() cuts it short and sets no errno: pgBackRest then says "unable to write" with
+        # none, or with one from earlier ([2]). Only an I/O error and a file too large are what they say.
+        r"No space left on device|\[Errno 28\]|Disk quota exceeded|unable to write '[^']*'(?!: \[(?:5|27)\])",
         "the disk is full",
         "make room or enlarge it, then run this again; nothing half-written counts as a backup",
         UNEXPECTED,
