@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,6 +192,26 @@ def test_errors_are_told_in_plain_words(output: str, meaning: str, code: int) ->
     with pytest.raises(errors.BackupError, match=meaning):
         raise error
     assert "\x1b" not in str(error), "ciphertext must not reach a terminal"
+
+
+@pytest.mark.parametrize("quote", ["", '"'], ids=["control characters", "not even JSON"])
+def test_ciphertext_in_the_answer_is_read_for_what_it_is(quote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pgBackRest 2.55 answers with a wrong passphrase: bytes of the file, decrypted to nonsense, inside its JSON."""
+    message = f"[FormatError] key/value found outside of section at line 1: \x1b\x01{quote}"
+    status = f'{{"code":99,"message":"{message}"}}'
+    answer = f'[{{"name":"main","archive":[],"backup":[],"db":[],"repo":[{{"key":1,"status":{status}}}]}}]'
+    monkeypatch.setattr(engine, "pgbackrest", lambda *words: answer)
+    repository = SimpleNamespace(stanza="main", repository=lambda number: f"repository {number}")
+
+    def read() -> None:
+        fault = engine.repository_fault(engine.information(repository), repository, 1)
+        assert fault is not None
+        raise fault
+
+    with pytest.raises(errors.BackupError, match="the passphrase is not") as caught:
+        read()
+    assert caught.value.code == 3
+    assert "\x1b" not in str(caught.value)
 
 
 GOOD = """stanza: main

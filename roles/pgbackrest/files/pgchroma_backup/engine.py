@@ -169,11 +169,18 @@ def information(settings: Settings, number: int = 0) -> dict[str, Any]:
     """Return ``pgbackrest info`` of this stanza: backups, archive ranges, state of each repository, or of one.
 
     One that does not answer takes its time-out, so ask only those that matter.
+
+    Raises:
+        BackupError: pgBackRest failed, or its answer is not to be read.
     """
     options = ["--output=json", "--log-level-console=off", "--log-level-stderr=off"]
     options += [f"--repo={number}"] if number else []
     output = pgbackrest(settings, "reading the repositories", "info", *options)
-    stanzas: list[dict[str, Any]] = json.loads(output)
+    try:
+        # Not strict: a message about a wrong passphrase has bytes of ciphertext in it, control characters unescaped.
+        stanzas: list[dict[str, Any]] = json.loads(output, strict=False)
+    except ValueError as error:
+        raise explained("reading the repositories", output) from error
     for stanza in stanzas:
         if stanza["name"] == settings.stanza:
             return stanza
