@@ -137,6 +137,15 @@ def test_set_repository_and_timeline_are_always_named(host: Any) -> None:
     ]
 
 
+def test_the_end_of_a_backup_names_no_timeline(host: Any) -> None:
+    """pgBackRest refuses one with --type=immediate, and follows the backup's own."""
+    wanted = target.read({"immediate": True, "set": "A", "timeline": "current"})
+    options = ["--repo=1", "--set=A", "--type=immediate", "--target-action=promote"]
+    assert restore.options_of(wanted, INFO["backup"][0], 1, "current") == options
+    with pytest.raises(errors.BackupError, match="backup's own timeline"):
+        target.read({"immediate": True, "timeline": 3})
+
+
 @pytest.mark.parametrize(
     ("output", "meaning", "code"),
     [

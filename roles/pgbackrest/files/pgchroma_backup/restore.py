@@ -32,7 +32,9 @@ def options_of(goal: Target, chosen: dict[str, Any], number: int, timeline: str)
         options.append(f"--target={goal.value}")
     if goal.exclusive:
         options.append("--target-exclusive")
-    options.append(f"--target-timeline={timeline}")
+    # The moment a backup ended lies on its own timeline: pgBackRest refuses to be told one.
+    if goal.kind != "immediate":
+        options.append(f"--target-timeline={timeline}")
     return options
 
 

@@ -104,6 +104,8 @@ def read(wanted: dict[str, Any]) -> Target:
     timeline = str(wanted.get("timeline") or "")
     if timeline and timeline not in ("latest", "current") and not timeline.isdigit():
         raise usage(f"{timeline!r} is not a timeline", "give latest, current or its number")
+    if kind == "immediate" and timeline not in ("", "current"):
+        raise usage("the end of a backup lies on the backup's own timeline", "leave timeline out")
     directory, port = str(wanted.get("directory") or ""), int(wanted.get("port") or 0)
     if bool(directory) != bool(port):
         raise usage(
