@@ -97,6 +97,8 @@ class TestMetrics:
     ) -> None:
         with running_server(database_url, tmp_path) as server:
             api = Api(server.port)
+            # The first to be ready answers; one that is killed before it has begun was never counted.
+            wait_for("both to be counted", lambda: value(server.port, "pgchroma_workers") == 2)
             for _ in range(20):
                 assert api("GET", "/api/v2/version")[0] == 200
             labels = {"method": "GET", "route": "/api/v2/version", "status": "200"}
