@@ -34,7 +34,9 @@ def test_service_comes_back_from_s3_alone(
     cluster.sql("SELECT pg_switch_wal()")
     wait_for("all is archived", lambda: waiting(cluster) == 0, seconds=60)
     cluster.host.check_output(
-        "systemctl kill -s KILL postgresql@17-main pgchroma; systemctl mask --now postgresql@17-main pgchroma"
+        "systemctl kill -s KILL postgresql@17-main pgchroma; systemctl mask --now postgresql@17-main && "
+        # Its unit lies where the link of a mask would.
+        "systemctl disable --now pgchroma"
     )
 
     done = playbook("disaster_recovery.yml", on=RECOVERY)
