@@ -186,9 +186,10 @@ def run(
                     return
                 if receipt_path:
                     receipts.require_writable(receipt_path)
-                run_id = runner.start(connection, database, found.mapping, inspect(database, found.mapping))
+                findings = inspect(database, found.mapping)
+                run_id = runner.start(connection, database, found.mapping, findings)
                 begun = runner.pick(connection, run_id)
-                result = runner.carry_out(connection, database, begun, shown, receipt_path)
+                result = runner.carry_out(connection, database, begun, shown, receipt_path, findings)
     except KeyboardInterrupt as error:
         raise _interrupted() from error
     output.emit(result.content, fmt, texts.result(result.content))

@@ -112,13 +112,22 @@ def require_same_source(run: status.Run, database: Database) -> None:
 
 
 def carry_out(
-    connection: Connection, database: Database, run: status.Run, display: Display, receipt_path: Path | None
+    connection: Connection,
+    database: Database,
+    run: status.Run,
+    display: Display,
+    receipt_path: Path | None,
+    findings: tuple[Finding, ...] | None = None,
 ) -> Result:
-    """Load, add keys, prove, write the receipt; each step goes on from wherever an earlier attempt ended."""
+    """Load, add keys, prove, write the receipt; each step goes on from wherever an earlier attempt ended.
+
+    Args:
+        findings: what `inspect` found, where that has been asked already.
+    """
     started = time.monotonic()
     status.lock(connection, run.run_id)
     plan = mapping.from_data(run.mapping)
-    findings = inspect(database, plan)
+    findings = inspect(database, plan) if findings is None else findings
     states = status.tables(connection, run.run_id)
     have = {table.name: table for table in database.tables}
     for table in plan.moved:
