@@ -106,10 +106,7 @@ class TestMetrics:
             old = server.workers()
             for pid in old:
                 signal.pidfd_send_signal(pidfd(pid), signal.SIGKILL)
-            wait_for(
-                "two new workers",
-                lambda: len(server.workers()) == 2 and not set(server.workers()) & set(old),
-            )
+            wait_for("two new workers", lambda: server.has_replaced(old))
             server.wait_until_ready()
             assert value(server.port, "pgchroma_requests_total", **labels) == 20
             wait_for("both to be counted", lambda: value(server.port, "pgchroma_workers") == 2)

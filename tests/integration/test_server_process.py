@@ -154,13 +154,7 @@ def test_a_killed_worker_is_replaced(own_server: ServerProcess) -> None:
     first = own_server.workers()
     assert len(first) == 2
     os.kill(first[0], signal.SIGKILL)
-
-    def replaced() -> bool:
-        # One look: the killed one may still be there in a first and gone in a second.
-        workers = own_server.workers()
-        return len(workers) == 2 and first[0] not in workers
-
-    wait_for("a new worker", replaced)
+    wait_for("a new worker", lambda: own_server.has_replaced(first[:1]))
     assert first[1] in own_server.workers()
     assert own_server.status() == 200
     assert "ended with status -9, replacing it" in own_server.log.read_text()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,11 @@ class ServerProcess:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         # The parent also has multiprocessing's resource tracker for a child.
         return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def has_replaced(self, killed: Sequence[int], workers: int = 2) -> bool:
+        """Whether all workers are there and none of the killed is; one look, as a dying one may go between two."""
+        now = self.workers()
+        return len(now) == workers and not set(now) & set(killed)
 
     def status(self, path: str = "/api/v2/healthcheck") -> int:
         """The HTTP status of a GET; 0 when nobody answers."""
