@@ -1,7 +1,8 @@
 """Measure backups and restores on the machines of molecule/backup_restore; `make bench-backup` makes them and calls this.
 
-Says how long the service is away after its host was destroyed (from the local repository and from S3), how fast pgBackRest is beside
-pg_basebackup and cp, what a backup costs queries, and what is lost when the host is killed under load and only S3 is left.
+Says how fast pgBackRest is beside pg_basebackup and cp, what a backup costs queries, how long the service is away after its data was
+destroyed (from the local repository and from S3), whether a deleted collection comes back whole, and what is lost when the host is killed
+under load and only S3 is left. In parts: `--only load`, then `--only throughput`, `--only queries`, and so on, on the same machines.
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ FIRST = os.environ.get("PGCHROMA_BENCH_FIRST", "backup-restore1")
 SPARE = os.environ.get("PGCHROMA_BENCH_SPARE", "backup-restore2")
 RECOVERY = os.environ.get("PGCHROMA_BENCH_RECOVERY", str(ROOT / "molecule/backup_restore/recovery/hosts.yml"))
 DATA = "/var/lib/postgresql/17/main"
+SCRATCH = "/srv/bench"
+UNIT = "postgresql@17-main"
+DROP_IN = "/run/systemd/system/pgchroma-backup@full.service.d"
+RULES = "/etc/postgresql/17/main/pg_hba.conf"
 API = "http://127.0.0.1:8000/api/v2"
 COLLECTIONS = "/tenants/default_tenant/databases/default_database/collections"
 DIMENSION, RECORDS = 384, 2000
 # Rows of the distinct part; the rest repeats them at a distance that no compressor's window spans.
 DISTINCT, ROW_BYTES = 20_000, 1_600
+# How many rows load() has put into the bulk table.
+BULK = {"rows": 0}
 console = Console(highlight=False)
 
 # Run on the host: queries for as long as a file exists, or a number of times; prints each latency in seconds.
@@ -75,6 +82,10 @@ while True:
     print(number, time.time(), flush=True)
     number += 1
 """
+# Run on the host: one request each.
+COUNT = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1] + '/count', timeout=60).read().decode())"
+GET = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=60).read().decode())"
+DELETE = "import sys, urllib.request; urllib.request.urlopen(urllib.request.Request(sys.argv[1], method='DELETE'), timeout=60).read()"
 
 
 def ssh(host: str, command: str, *, text: str = "") -> str:
@@ -100,6 +111,7 @@ def sql(host: str, statement: str) -> str:
 
 def timed(host: str, command: str) -> float:
     """Run a command and everything it left to be written to disk; return the seconds."""
+    ssh(host, "sync")
     begun = time.monotonic()
     ssh(host, f"{command} && sync")
     return time.monotonic() - begun
@@ -142,74 +154,170 @@ def load(megabytes: int) -> str:
     row = f"(SELECT array_agg(random()) FROM generate_series(1, {DIMENSION}) WHERE g = g)::vector"  # noqa: S608
     seed = f"SELECT g AS i, {row} AS embedding FROM generate_series(1, {DISTINCT}) AS g"  # noqa: S608
     copies = f"SELECT t * {DISTINCT} + i, embedding FROM generate_series(1, {times}) AS t, seed"  # noqa: S608
-    sql(FIRST, f"CREATE TEMP TABLE seed AS {seed}; INSERT INTO bulk {copies}; CHECKPOINT")
+    sql(FIRST, f"CREATE TEMP TABLE seed AS {seed}; INSERT INTO bulk {copies}")
+    sql(FIRST, "VACUUM ANALYZE bulk")
+    BULK["rows"] = bulk_rows(FIRST)
+    # For pg_basebackup, which the site itself does not use.
+    ssh(
+        FIRST,
+        f"sed -i '0,/^local/s//local replication postgres peer\\n&/' {RULES} && systemctl reload {UNIT}",
+    )
+    wait_archived()
     return made
 
 
 def throughput() -> dict[str, Any]:
-    """Time the same cluster through pg_basebackup, cp -a and pgBackRest, each until it is on disk."""
-    ssh(FIRST, "rm -rf /srv/basebackup /srv/copy /srv/side; mkdir -p /srv && chmod 777 /srv")
+    """Time the same cluster through pg_basebackup, cp -a and pgBackRest, each until it is on disk.
+
+    pgBackRest compresses, encrypts and checks every page, which the others do not; so pg_basebackup is timed with zstd too, at the
+    same level as the role's default.
+    """
+    ssh(FIRST, f"rm -rf {SCRATCH}; mkdir -p {SCRATCH} && chmod 777 {SCRATCH}")
+    ssh(FIRST, "command -v zstd >/dev/null || apt-get install -qq -y zstd >/dev/null")
+    sql(FIRST, "CHECKPOINT")
     size = int(ssh(FIRST, f"du -sm {DATA} | cut -f1"))
-    base = timed(FIRST, "cd / && runuser -u postgres -- pg_basebackup -D /srv/basebackup -c fast -X none")
-    copy = timed(FIRST, f"cp -a {DATA} /srv/copy")
-    ssh(FIRST, "rm -rf /srv/basebackup /srv/copy")
-    begun = time.monotonic()
-    taken = json.loads(ssh(FIRST, "pgchroma-backup backup --type full --repository 1 --json && sync"))[
-        "backups"
-    ][0]
-    whole = time.monotonic() - begun
-    backup = float(taken["seconds"])
-    restore = "pgbackrest --config=/etc/pgbackrest/pgbackrest.conf --stanza=main --repo=1 --pg1-path=/srv/side --archive-mode=off restore"
-    ssh(FIRST, "install -d -o postgres -m 700 /srv/side")
-    back = timed(FIRST, f"cd / && runuser -u postgres -- {restore} >/dev/null")
-    ssh(FIRST, "rm -rf /srv/side")
-    return {
+    base_command = "cd / && runuser -u postgres -- pg_basebackup -c fast -X none"
+    plain = timed(FIRST, f"{base_command} -D {SCRATCH}/plain")
+    packed = timed(FIRST, f"{base_command} -D {SCRATCH}/packed -F t --compress=client-zstd:level=1")
+    packed_mb = int(ssh(FIRST, f"du -sm {SCRATCH}/packed | cut -f1"))
+    copy = timed(FIRST, f"cp -a {DATA} {SCRATCH}/copy")
+    unpacked = timed(
+        FIRST,
+        f"mkdir {SCRATCH}/unpacked && zstd -dcq {SCRATCH}/packed/base.tar.zst | tar -x -C {SCRATCH}/unpacked",
+    )
+    ssh(FIRST, f"rm -rf {SCRATCH}")
+    results: dict[str, Any] = {
         "cluster_mb": size,
-        "pg_basebackup_s": base,
+        "pg_basebackup_s": plain,
+        "pg_basebackup_zstd_s": packed,
+        "pg_basebackup_zstd_mb": packed_mb,
+        "unpack_that_s": unpacked,
         "cp_s": copy,
-        "backup_s": backup,
-        "backup_with_digests_s": whole,
-        "restore_s": back,
-        "backup_to_pg_basebackup": base / backup,
+    }
+    for number, name in ((1, "local"), (2, "s3"), (3, "repository_host")):
+        begun = time.monotonic()
+        command = f"pgchroma-backup backup --type full --repository {number} --json && sync"
+        taken = json.loads(ssh(FIRST, command))["backups"][0]
+        results[f"{name}_backup_s"] = float(taken["seconds"])
+        results[f"{name}_backup_with_digests_s"] = time.monotonic() - begun
+        results[f"{name}_stored_mb"] = taken["stored_bytes"] // 1_000_000
+        back = (
+            "pgbackrest --config=/etc/pgbackrest/pgbackrest.conf --stanza=main --archive-mode=off --type=immediate "
+            f"--repo={number} --pg1-path={SCRATCH} restore"
+        )
+        ssh(FIRST, f"install -d -o postgres -m 700 {SCRATCH}")
+        results[f"{name}_restore_s"] = timed(FIRST, f"cd / && runuser -u postgres -- {back} >/dev/null")
+        ssh(FIRST, f"rm -rf {SCRATCH}")
+    backup, restore = results["local_backup_s"], results["local_restore_s"]
+    return {
+        **results,
+        "backup_to_pg_basebackup": plain / backup,
+        "backup_to_pg_basebackup_zstd": packed / backup,
         "backup_to_cp": copy / backup,
-        "restore_to_pg_basebackup": base / back,
-        "restore_to_cp": copy / back,
+        "restore_to_pg_basebackup": plain / restore,
+        "restore_to_unpack": unpacked / restore,
+        "restore_to_cp": copy / restore,
     }
 
 
 def queries(made: str) -> dict[str, Any]:
-    """Measure the latency of queries idle and while the timer's unit takes a full backup."""
+    """Measure the latency of queries idle and while the timer's unit takes a full backup, into one repository at a time."""
     url = f"{API}{COLLECTIONS}/{made}/query"
-    idle = json.loads(python(FIRST, QUERIES, url, 400, ""))
-    ssh(FIRST, "touch /run/bench-backup")
-    found: list[str] = []
-    thread = threading.Thread(
-        target=lambda: found.append(python(FIRST, QUERIES, url, 0, "/run/bench-backup"))
+    python(FIRST, QUERIES, url, 200, "")
+    results: dict[str, Any] = {}
+    for number, name in ((1, "local"), (2, "s3")):
+        idle = p95(json.loads(python(FIRST, QUERIES, url, 1000, "")))
+        program = f"/usr/local/sbin/pgchroma-backup backup --type full --repository={number}"
+        ssh(
+            FIRST,
+            f"mkdir -p {DROP_IN} && printf '[Service]\nExecStart=\nExecStart={program}\n' > {DROP_IN}/bench.conf; "
+            "systemctl daemon-reload; touch /run/bench-backup",
+        )
+        found: list[str] = []
+        thread = threading.Thread(
+            target=lambda out: out.append(python(FIRST, QUERIES, url, 0, "/run/bench-backup")), args=(found,)
+        )
+        thread.start()
+        begun = time.monotonic()
+        ssh(FIRST, "systemctl start pgchroma-backup@full.service; rm /run/bench-backup")
+        results[f"{name}_backup_s"] = time.monotonic() - begun
+        thread.join()
+        ssh(FIRST, f"rm -r {DROP_IN}; systemctl daemon-reload")
+        during = json.loads(found[0])
+        results |= {
+            f"{name}_idle_p95_ms": idle,
+            f"{name}_during_p95_ms": p95(during),
+            f"{name}_ratio": p95(during) / idle,
+            f"{name}_queries": len(during),
+        }
+    return results
+
+
+def destroyed(made: str, number: int) -> dict[str, Any]:
+    """Destroy the data directory of a host in service and bring the service back from one repository."""
+    sql(FIRST, "SELECT pg_switch_wal()")
+    wait_archived()
+    ssh(
+        FIRST,
+        f"systemctl kill -s KILL {UNIT} pgchroma; systemctl stop pgchroma {UNIT}; rm -rf {DATA}; "
+        f"systemctl reset-failed {UNIT} pgchroma",
     )
-    thread.start()
-    ssh(FIRST, "systemctl start pgchroma-backup@full.service; rm /run/bench-backup")
-    thread.join()
-    during = json.loads(found[0])
+    begun = time.monotonic()
+    target = shlex.quote(json.dumps({"latest": True, "repository": number}))
+    done = json.loads(
+        ssh(
+            FIRST, f"pgchroma-backup restore --target {target} --json && systemctl start pgchroma"
+        ).splitlines()[0]
+    )
+    ready(FIRST, made)
+    verified(FIRST)
     return {
-        "idle_p95_ms": p95(idle),
-        "backup_p95_ms": p95(during),
-        "ratio": p95(during) / p95(idle),
-        "queries": len(during),
+        "seconds": time.monotonic() - begun,
+        "copy_s": done["copy_seconds"],
+        "until_writable_s": done["seconds"],
     }
 
 
-def local(made: str) -> dict[str, Any]:
-    """Destroy the data directory and bring the service back from the repository on the host."""
-    sql(FIRST, "SELECT pg_switch_wal()")
-    ssh(
-        FIRST,
-        f"systemctl stop pgchroma; systemctl kill -s KILL postgresql@17-main; systemctl stop postgresql@17-main; rm -rf {DATA}",
-    )
+def wait_archived() -> None:
+    """Wait until no segment waits to be archived."""
+    statement = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
+    deadline = time.monotonic() + 180
+    while int(sql(FIRST, statement)):
+        if time.monotonic() > deadline:
+            raise click.ClickException("WAL was not archived within 180 s")
+        threading.Event().wait(0.2)
+
+
+def bulk_rows(host: str) -> int:
+    """Return how many rows the bulk table holds; every page of it is read."""
+    return int(sql(host, "SELECT count(embedding) FROM bulk"))
+
+
+def verified(host: str) -> None:
+    """See that every row of the bulk table is there."""
+    counted = bulk_rows(host)
+    if counted != BULK["rows"]:
+        raise click.ClickException(f"{counted} of {BULK['rows']} rows of the bulk table came back")
+
+
+def dropped(made: str) -> dict[str, Any]:
+    """Delete a collection through the API, and restore to the moment before: every record of it must be back."""
+    before = int(python(FIRST, COUNT, f"{API}{COLLECTIONS}/{made}"))
+    moment = sql(FIRST, "SELECT clock_timestamp() AT TIME ZONE 'UTC'") + "Z"
+    python(FIRST, DELETE, f"{API}{COLLECTIONS}/bench")
     begun = time.monotonic()
-    target = shlex.quote(json.dumps({"latest": True, "repository": 1}))
-    ssh(FIRST, f"pgchroma-backup restore --target {target} >/dev/null && systemctl start pgchroma")
+    timeline = sql(FIRST, "SELECT timeline_id FROM pg_control_checkpoint()")
+    target = shlex.quote(json.dumps({"time": moment, "repository": 1, "timeline": timeline}))
+    command = f"systemctl stop pgchroma; pgchroma-backup restore --stop --target {target} >/dev/null && systemctl start pgchroma"
+    ssh(FIRST, command)
     ready(FIRST, made)
-    return {"seconds": time.monotonic() - begun}
+    verified(FIRST)
+    after = int(python(FIRST, COUNT, f"{API}{COLLECTIONS}/{made}"))
+    if after != before:
+        raise click.ClickException(f"{after} of {before} records came back")
+    took = time.monotonic() - begun
+    ssh(FIRST, "pgchroma-backup restore-finish --keep restored")
+    return {"seconds": took, "records_before": before, "records_after": after}
 
 
 def writer(made: str, acknowledged: list[tuple[int, float]], stop: threading.Event) -> None:
@@ -257,6 +365,7 @@ def disaster(made: str, seconds: float) -> dict[str, Any]:
     if done.returncode:
         raise click.ClickException(done.stdout[-3000:])
     ready(SPARE, made)
+    verified(SPARE)
     took = time.monotonic() - begun
     count = f"urllib.request.urlopen('{API}{COLLECTIONS}/{made}/count').read().decode()"
     held = int(python(SPARE, f"import urllib.request; print({count})")) - RECORDS
@@ -270,22 +379,35 @@ def disaster(made: str, seconds: float) -> dict[str, Any]:
     }
 
 
+def found() -> str:
+    """Return the collection that an earlier call loaded, and count the bulk table."""
+    BULK["rows"] = bulk_rows(FIRST)
+    return str(json.loads(python(FIRST, GET, f"{API}{COLLECTIONS}/bench"))["id"])
+
+
 @click.command(help=__doc__)
 @click.option("--megabytes", default=1000, show_default=True, help="Size of the vectors.")
 @click.option(
     "--load-seconds", default=90.0, show_default=True, help="How long is written before the host is killed."
 )
+@click.option(
+    "--only", multiple=True, help="Only the measures whose name begins so; `load` fills the database, once."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the results there, as JSON.")
-def main(megabytes: int, load_seconds: float, output: Path | None) -> None:
+def main(megabytes: int, load_seconds: float, only: tuple[str, ...], output: Path | None) -> None:
     """Measure everything, in the order in which the machines are used up."""
     results: dict[str, Any] = {}
-    made = load(megabytes)
+    made = load(megabytes) if not only or "load" in only else found()
     for name, measure in (
         ("throughput", throughput),
         ("queries during a backup", lambda: queries(made)),
-        ("recovery from the local repository", lambda: local(made)),
+        ("a collection was deleted, restored to the moment before", lambda: dropped(made)),
+        ("data directory destroyed, recovered from the local repository", lambda: destroyed(made, 1)),
+        ("data directory destroyed, recovered from S3", lambda: destroyed(made, 2)),
         ("killed under load, recovered from S3 alone", lambda: disaster(made, load_seconds)),
     ):
+        if only and not name.startswith(only):
+            continue
         results[name] = measure()
         table = Table(title=name, title_justify="left", show_header=False, show_edge=False)
         for key, value in results[name].items():

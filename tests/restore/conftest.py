@@ -137,6 +137,12 @@ def s3(inventory: str) -> Host:
 
 
 @pytest.fixture
+def repository(inventory: str) -> Host:
+    """The host that keeps a repository and serves it over TLS."""
+    return host_of(inventory, "repository")
+
+
+@pytest.fixture
 def s3_away(s3: Host, cluster: Cluster) -> Iterator[None]:
     """S3 does not answer."""
     s3.check_output("systemctl stop haproxy")

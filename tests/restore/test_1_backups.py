@@ -1,6 +1,7 @@
 """Backups as they should be: taken, listed, checked, drilled; and what damages or prevents them named aloud."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def test_repositories_are_encrypted(host: Host, cluster: Cluster) -> None:
 
 
 def test_timers_run_at_boot_and_failures_raise_the_alert(host: Host, cluster: Cluster) -> None:
-    for name in ("full", "diff", "incr", "check", "verify", "drill"):
+    for name in ("full", "diff", "incr", "check", "verify", "drill", "metrics"):
         shown = host.check_output(
             f"systemctl show pgchroma-backup-{name}.timer -p ActiveState,UnitFileState,Persistent"
         )
@@ -48,6 +49,101 @@ def test_timers_run_at_boot_and_failures_raise_the_alert(host: Host, cluster: Cl
         assert "pgchroma-backup-alert@" in host.check_output(f"systemctl show {unit} -p OnFailure --value")
         exposure = host.check_output(f"systemd-analyze security --no-pager {unit}.service | tail -1")
         assert float(exposure.split(":")[1].split()[0]) <= 3.0, exposure
+
+
+def test_metrics_are_written_for_node_exporter(host: Host, cluster: Cluster) -> None:
+    """By the timer's unit, into the folder of the role's default, readable for node_exporter's own user."""
+    host.check_output("systemctl start pgchroma-backup-metrics.service")
+    path = "/var/lib/prometheus/node-exporter/pgchroma_backup.prom"
+    assert host.file(path).mode == 0o644
+    text = host.check_output(f"runuser -u nobody -- cat {path}")
+    metrics = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    assert {"pgchroma_backup_last_timestamp_seconds", "pgchroma_wal_archiving"} <= metrics
+    for number in (1, 2, 3):
+        assert f'pgchroma_backup_repository_status{{stanza="main",repo="{number}"}} 0' in text
+    exposure = host.check_output(
+        "systemd-analyze security --no-pager pgchroma-backup-metrics.service | tail -1"
+    )
+    assert float(exposure.split(":")[1].split()[0]) <= 3.0, exposure
+
+
+class TestRepositoryHost:
+    """Repository 3 is another host, reached by pgBackRest's own protocol over TLS."""
+
+    def test_backup_and_wal_go_there_and_come_back(self, host: Host, cluster: Cluster) -> None:
+        cluster.add(10)
+        assert cluster("backup", "--type=incr", "--repository=3").status == 0
+        cluster.add(10)
+        answer = cluster.restore(latest=True, repository=3, directory="/srv/side", port=5440)
+        assert answer.status == 0, answer.text
+        cluster.sql("SELECT pg_switch_wal()")
+        assert int(cluster.sql("SELECT count(*) FROM kept", socket="/srv/side/socket", port=5440)) >= 10
+        assert cluster("side-remove", "--directory", "/srv/side").status == 0
+        assert cluster("verify", "--repository=3").status == 0
+
+    def test_it_holds_ciphertext_and_no_passphrase(self, host: Host, repository: Host) -> None:
+        own = host.check_output("grep ^repo3-cipher-pass= /etc/pgbackrest/pgbackrest.conf | cut -d= -f2-")
+        assert len(own) > 20
+        assert repository.run(f"grep -rqF {own} /etc/pgbackrest /var/log/pgbackrest").rc == 1
+        assert (
+            repository.run("grep -rlE 'backup-standby|pgchroma' /srv/vault/backup/main/backup.info").rc == 1
+        )
+        found = repository.check_output("head -c 6 /srv/vault/backup/main/backup.info")
+        assert found == "Salted"
+        assert repository.file("/etc/pgbackrest/tls/host.key").mode == 0o600
+
+    def test_it_lets_in_only_whom_it_knows(self, host: Host, repository: Host, cluster: Cluster) -> None:
+        """No certificate, one of another authority, one of the same authority for a host that is not a client: all are refused."""
+        command = "cd / && runuser -u postgres -- pgbackrest --config={} --stanza=main --repo=3 --io-timeout=2 repo-ls"
+        assert host.run(command.format("/etc/pgbackrest/pgbackrest.conf")).rc == 0
+        make = (
+            "set -e; rm -rf /root/strangers; mkdir /root/strangers; cd /root/strangers; "
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=backup-restore1 -keyout key -out crt; "
+            "chown -R postgres /root/strangers; mv /root/strangers /srv/strangers"
+        )
+        host.check_output(make)
+        # The repository host's own certificate is by the right authority, and names no client.
+        for name in ("host.key", "host.crt"):
+            text = repository.check_output(f"cat /etc/pgbackrest/tls/{name}")
+            host.check_output(
+                f"install -o postgres -m 600 /dev/null /srv/strangers/{name}; printf '%s\\n' '{text}' > /srv/strangers/{name}"
+            )
+        try:
+            for key, certificate, says in (
+                ("/srv/strangers/key", "/srv/strangers/crt", "certificate|TLS error|unexpected eof"),
+                ("/srv/strangers/host.key", "/srv/strangers/host.crt", "access denied"),
+            ):
+                host.check_output(
+                    f"sed -e 's#^repo3-host-key-file=.*#repo3-host-key-file={key}#' "
+                    f"-e 's#^repo3-host-cert-file=.*#repo3-host-cert-file={certificate}#' "
+                    "/etc/pgbackrest/pgbackrest.conf > /srv/strangers/conf; chown postgres /srv/strangers/conf"
+                )
+                refused = host.run(command.format("/srv/strangers/conf"))
+                assert refused.rc != 0
+                assert re.search(says, refused.stdout + refused.stderr), refused.stdout + refused.stderr
+            bare = "openssl s_client -connect 10.91.0.39:8432 -CAfile /etc/pgbackrest/tls/authority.crt </dev/null 2>&1"
+            assert "Acceptable client certificate CA names" in host.run(bare).stdout
+        finally:
+            host.check_output("rm -rf /srv/strangers")
+
+    def test_its_server_is_sandboxed_and_comes_back(self, repository: Host, cluster: Cluster) -> None:
+        unit = "pgchroma-backup-server.service"
+        exposure = repository.check_output(f"systemd-analyze security --no-pager {unit} | tail -1")
+        assert float(exposure.split(":")[1].split()[0]) <= 3.0, exposure
+        assert repository.service(unit).is_enabled
+        repository.check_output(f"systemctl kill -s KILL {unit}")
+        wait_for("it runs again", lambda: repository.socket("tcp://0.0.0.0:8432").is_listening)
+
+    def test_a_repository_host_that_is_away_is_named(self, repository: Host, cluster: Cluster) -> None:
+        repository.check_output("systemctl stop pgchroma-backup-server")
+        try:
+            answer = cluster("backup", "--type=incr", "--repository=3")
+            assert answer.status == 4, answer.text
+            assert "repository 3 (vault: tls" in answer.text
+            assert "cannot be reached" in answer.text
+        finally:
+            repository.check_output("systemctl start pgchroma-backup-server")
+            wait_for("WAL is archived again", lambda: waiting(cluster) == 0, seconds=120)
 
 
 def test_playbook_takes_a_backup_and_keeps_receipts(
@@ -162,7 +258,7 @@ def test_disk_full_in_the_repository(host: Host, cluster: Cluster) -> None:
     )
     host.check_output(f'python3 -c "{program}"')
     host.check_output(
-        "sed -e '/^repo2/d' -e 's#^repo1-path=.*#repo1-path=/mnt/small#' -e 's/^.global.$/&\\narchive-check=n/' /etc/pgbackrest/pgbackrest.conf > /etc/pgbackrest/small.conf"
+        "sed -e '/^repo[23]/d' -e 's#^repo1-path=.*#repo1-path=/mnt/small#' -e 's/^.global.$/&\\narchive-check=n/' /etc/pgbackrest/pgbackrest.conf > /etc/pgbackrest/small.conf"
     )
     host.check_output("chgrp postgres /etc/pgbackrest/small.*; chmod 640 /etc/pgbackrest/small.*")
     try:
@@ -213,7 +309,7 @@ def test_wrong_passphrase(host: Host, cluster: Cluster) -> None:
     )
     host.check_output(f'python3 -c "{program}"')
     host.check_output(
-        "sed 's/^repo1-cipher-pass=.*/repo1-cipher-pass=wrong/; /^repo2/d' /etc/pgbackrest/pgbackrest.conf > /etc/pgbackrest/wrong.conf"
+        "sed 's/^repo1-cipher-pass=.*/repo1-cipher-pass=wrong/; /^repo[23]/d' /etc/pgbackrest/pgbackrest.conf > /etc/pgbackrest/wrong.conf"
     )
     host.check_output("chgrp postgres /etc/pgbackrest/wrong.*; chmod 640 /etc/pgbackrest/wrong.*")
     try:

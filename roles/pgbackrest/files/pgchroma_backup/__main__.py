@@ -137,6 +137,7 @@ def text_of(result: Result) -> str:
 def main() -> int:
     """Run one verb and return its exit status."""
     words = parser().parse_args()
+    engine.yield_to_queries()
     try:
         result = dispatch(words, settings.read(words.settings))
     except BackupError as error:

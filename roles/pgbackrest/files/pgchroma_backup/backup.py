@@ -152,9 +152,7 @@ def run(
     Raises:
         BackupError: at least one backup was not taken or is damaged; the message names each.
     """
-    chosen = [settings.repository(number) for number in numbers] or [
-        r for r in settings.repositories if not r.remote
-    ]
+    chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
     if only_if_none:
         info = engine.information(settings)
         chosen = [repository for repository in chosen if not backups_of(info, repository.number)]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .errors import CONFIGURATION, DAMAGED, NOT_READY, REFUSED, UNEXPECTED, UNREACHABLE, BackupError
@@ -128,6 +129,18 @@ def run(command: list[str], *, text: str = "", timeout: float | None = None) -> 
             f"{command[0]} did not end within {timeout:g} s", "run it by hand to see why"
         ) from error
     return Done(done.returncode, done.stdout.decode("utf-8", "replace"))
+
+
+def yield_to_queries() -> None:
+    """Have this process's niceness count against other sessions too.
+
+    Linux groups processes by session before it looks at niceness (autogroup) wherever no control group has weights, as in some
+    containers; the group's own niceness is set here. Where there is no such file nothing needs it.
+    """
+    try:
+        Path("/proc/self/autogroup").write_text(str(os.nice(0)), encoding="ascii")
+    except OSError:
+        return
 
 
 def readable(output: str) -> str:

@@ -58,6 +58,8 @@ def check_configuration(settings: Settings, path: str) -> dict[str, Any]:
             f"--repo{repository.number}-type=posix",
             f"--repo{repository.number}-path=/nonexistent/{repository.number}",
         ]
+        # Without its host it is a folder like any other.
+        command += [f"--reset-repo{repository.number}-host"] if repository.kind == "tls" else []
     done = engine.run_as_root([*command, "expire"])
     unknown = re.findall(r"WARN: (configuration file contains .*)", done.output)
     if unknown or done.status in CONFIGURATION_ERRORS:

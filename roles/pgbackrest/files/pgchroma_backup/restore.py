@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts, side, target
+from . import engine, receipts, replicas, side, target
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target
@@ -99,6 +99,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
             f"{place} has {free // MEGABYTE} MB free, the restored cluster takes {needed // MEGABYTE} MB",
             hint,
         )
+    followers = replicas.refuse(settings, left=goal.replicas_left) if running and not goal.side else []
     kept = ""
     if not goal.side:
         kept = stopped["kept"] if stopped is not None else aside(settings, goal)
@@ -115,6 +116,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         "side": goal.side,
         "overwrite": goal.overwrite,
         "running": running and not goal.side,
+        "replicas_left": followers,
         "resumes": resumes,
         "kept": kept,
         "command": engine.command_line(settings, "restore", *options),
@@ -156,6 +158,11 @@ def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
         lines.append(f"  OVERWRITES {settings.data_dir}: what it holds now is lost")
     else:
         lines.append(f"  replaces   {settings.data_dir}, which no server was ever started on")
+    lines += [f"  left behind {entry}: make it anew afterwards" for entry in found["replicas_left"]]
+    if not goal.side:
+        lines.append(
+            "  tokens     revoked since that moment are good again, those made since are unknown: pgchroma-admin token list --revoked"
+        )
     lines.append("Commands:")
     if not goal.side:
         lines.append(

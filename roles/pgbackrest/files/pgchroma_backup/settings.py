@@ -21,11 +21,6 @@ class Repository:
     kind: str
     where: str
 
-    @property
-    def remote(self) -> bool:
-        """Whether another host runs the backups into it."""
-        return self.kind in ("ssh", "tls")
-
     def __str__(self) -> str:
         return f"repository {self.number} ({self.name}: {self.kind}, {self.where})"
 

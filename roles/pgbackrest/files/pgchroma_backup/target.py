@@ -14,7 +14,18 @@ from .errors import USAGE, BackupError, RefusedError
 from .settings import Settings
 
 KINDS = ("latest", "time", "name", "lsn", "xid", "immediate")
-KEYS = {*KINDS, "set", "timeline", "repository", "exclusive", "directory", "port", "overwrite"}
+KEYS = {
+    *KINDS,
+    "set",
+    "timeline",
+    "repository",
+    "exclusive",
+    "directory",
+    "port",
+    "overwrite",
+    "replicas_left",
+}
+TRUE = (True, "true", "yes")
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Target:
     directory: str
     port: int
     overwrite: bool
+    replicas_left: bool
 
     @property
     def side(self) -> bool:
@@ -121,10 +133,11 @@ def read(wanted: dict[str, Any]) -> Target:
         set=str(wanted.get("set") or ""),
         timeline=timeline,
         repository=int(wanted.get("repository") or 0),
-        exclusive=wanted.get("exclusive") in (True, "true", "yes"),
+        exclusive=wanted.get("exclusive") in TRUE,
         directory=directory.rstrip("/"),
         port=port,
-        overwrite=wanted.get("overwrite") in (True, "true", "yes"),
+        overwrite=wanted.get("overwrite") in TRUE,
+        replicas_left=wanted.get("replicas_left") in TRUE,
     )
 
 
