@@ -48,6 +48,16 @@ async def hold_to_commit(connection: AsyncConnection[Any], patience_seconds: flo
     await _take(connection, "BEGIN; SELECT pg_advisory_xact_lock", patience_seconds)
 
 
+async def holders(connection: AsyncConnection[Any]) -> set[str]:
+    """Return the transactions that hold the barrier now, each by PostgreSQL's virtual transaction id."""
+    cursor = await connection.execute(
+        "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = %s "
+        "AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        [_LOCK],
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
 async def _take(connection: AsyncConnection[Any], function: str, patience_seconds: float) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + patience_seconds

@@ -97,6 +97,8 @@ class Connection(AsyncConnection[Row]):
         # What entries.py remembers.
         self.entries: OrderedDict[UUID, Any] = OrderedDict()
         self.knows_vector = False
+        # The process's, see held.py; None where it holds none.
+        self.sketches: Any = None
         self._statements = wire.Prepared()
         self.add_notice_handler(self._remember)
 
@@ -134,6 +136,7 @@ class StoreSettings:
         parallel_index_builds: False for pgvector below 0.8.4, whose parallel builds can overflow a buffer.
         index_minimum_rows: a tail shorter than this gets no vector index.
         indexer_interval_seconds: pause between two looks at what needs an index.
+        sketch_memory_mb: for sketches that a process holds, at most; 0 for none.
     """
 
     pool_size: int = 8
@@ -144,6 +147,7 @@ class StoreSettings:
     parallel_index_builds: bool = True
     index_minimum_rows: int = 2_000
     indexer_interval_seconds: float = 2.0
+    sketch_memory_mb: int = 64
     application_name: str = "pgchroma"
 
 
@@ -176,6 +180,7 @@ async def _configure(connection: Connection) -> None:
     # A database without the extension must still be able to say so in check_ready().
     if await TypeInfo.fetch(connection, "vector"):
         await register_vector_async(connection)
+        connection.adapters.register_dumper(wire.Numbers, wire.NumbersDumper)
         # Deleted and filtered-out neighbours must not make an answer shorter than asked for.
         await connection.execute("SET hnsw.iterative_scan = strict_order")
         connection.knows_vector = True
@@ -231,6 +236,8 @@ class Database:
         )
         # A server's watch, which knows whether PostgreSQL is away; see watch.py.
         self.watch: Watching | None = None
+        # What every connection is given; see held.py.
+        self.sketches: Any = None
 
     async def open(self) -> None:
         """Start connecting in the background; an absent database is no error yet."""
@@ -253,6 +260,7 @@ class Database:
                 if not connection.knows_vector:
                     # It may be older than the extension.
                     await _configure(connection)
+                connection.sketches = self.sketches
                 yield connection
         finally:
             await self._pool.putconn(connection)

@@ -28,6 +28,7 @@ class Entry:
 
     Attributes:
         sketch: bits per dimension of the records' sketches where queries may use them, otherwise 0.
+        identity: of the records table, such that another one never has it: not in another database, nor in this one restored.
         pages: pages of the records table, as PostgreSQL estimates.
         statements: texts of statements that only depend on this entry, by what tells them apart.
     """
@@ -39,6 +40,7 @@ class Entry:
     records: list[RecordSegment]
     pages: int = 0
     rows: int = 0
+    identity: str = ""
     statements: dict[object, Any] = field(default_factory=dict)
 
     @property
@@ -51,13 +53,13 @@ async def fetch(connection: Connection, collection_id: UUID) -> Entry:
     """Read a collection's entry and remember it; NotFoundError."""
     query = (
         f"SELECT {catalog.COLUMNS}, c.revision, {segments.VECTORS}::text, {segments.RECORDS}::text, t.relpages, "
-        f"t.reltuples::bigint {catalog.FROM} LEFT JOIN pg_class t ON t.oid = to_regclass('pgchroma_data.r' || c.table_number) "
-        "WHERE c.id = %s"
+        f"t.reltuples::bigint, concat_ws(' ', pg_postmaster_start_time(), t.oid) {catalog.FROM} "
+        "LEFT JOIN pg_class t ON t.oid = to_regclass('pgchroma_data.r' || c.table_number) WHERE c.id = %s"
     )
     row = await (await connection.execute(query, [collection_id])).fetchone()
     collection = catalog.require(catalog.collection_of(row) if row else None, collection_id)
     assert row is not None  # noqa: S101 - otherwise there was no collection
-    row = row[-5:]
+    row = row[-6:]
     entry = Entry(
         collection,
         row[0],
@@ -67,6 +69,7 @@ async def fetch(connection: Connection, collection_id: UUID) -> Entry:
         segments.of_records(json.loads(row[2] or "[]")),
         max(row[3] or 0, 0),
         max(row[4] or 0, 0),
+        row[5],
     )
     remembered = connection.entries
     remembered.pop(collection_id, None)

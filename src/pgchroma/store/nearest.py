@@ -60,6 +60,16 @@ def sketched(collection: Collection, source: sql.Composable, chosen: sql.Composa
     ).format(distance(collection), tables.embeddings(number), source, chosen)
 
 
+def among(collection: Collection, indexed: Sequence[Segment], count: int) -> sql.Composed:
+    """Return the `count` nearest of the vectors numbered in `candidates` and of the tail."""
+    table = tables.embeddings(_number(collection))
+    far = distance(collection)
+    return sql.SQL(
+        "SELECT record_seq, distance FROM (SELECT record_seq, {} AS distance FROM {} WHERE seq = ANY(%(candidates)s) "
+        "UNION ALL SELECT record_seq, {} FROM {} WHERE seq > {}) AS vector ORDER BY distance, record_seq LIMIT {}"
+    ).format(far, table, far, table, sql.Literal(segments.watermark(indexed)), sql.Literal(count))
+
+
 def unfiltered(collection: Collection, indexed: Sequence[Segment], count: int) -> sql.Composed:
     """Return the `count` nearest over all vectors: the best of each segment's index and of the tail."""
     return _best(collection, [_of_segment(collection, part, count) for part in indexed], indexed, count)

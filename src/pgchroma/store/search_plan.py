@@ -10,6 +10,8 @@ from psycopg import sql
 from pgchroma.store import kinds, nearest, sketches, tables
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.entries import GUARD, Entry
+from pgchroma.store.held import Seqs
+from pgchroma.store.wire import Numbers
 from pgchroma.types import Float32Matrix, Include
 
 # Up to so many matches it is cheapest to look at the sketch of each; about as long as a walk through an index takes at worst.
@@ -93,9 +95,12 @@ async def _prepare_indexes(connection: Connection, entry: Entry, ef_search: int)
         await _set(connection, "ivfflat.probes", wanted)
 
 
+def _configured(entry: Entry) -> int:
+    return max(int(entry.collection.configuration["hnsw"]["ef_search"]), 1)
+
+
 def _ef_search(entry: Entry, count: int) -> int:
-    configured = max(int(entry.collection.configuration["hnsw"]["ef_search"]), 1)
-    return max([configured, *(kinds.candidates(part.quantisation, count) for part in entry.vectors)])
+    return max([_configured(entry), *(kinds.candidates(part.quantisation, count) for part in entry.vectors)])
 
 
 def _is_anywhere(entry: Entry, embedding: Float32Matrix) -> bool:
@@ -109,6 +114,10 @@ async def unfiltered(
     """Return the nearest of all records."""
     exactly = count > kinds.MAX_EF_SEARCH or _is_anywhere(entry, embedding)
     indexed = [] if exactly else entry.vectors
+    if indexed and connection.sketches is not None:
+        candidates = connection.sketches.candidates(entry, embedding, _configured(entry), count)
+        if candidates is not None:
+            return await _among(connection, entry, embedding, candidates, count, wanted)
     key = ("query", wanted.include, count, bool(indexed))
     query = entry.statements.get(key)
     if query is None:
@@ -119,6 +128,23 @@ async def unfiltered(
         await _prepare_indexes(connection, entry, _ef_search(entry, count))
         quantisations = {segment.quantisation for segment in indexed}
         parameters |= kinds.parameters(quantisations, entry.collection.space, embedding)
+    return await connection.fetch(query.encode(), parameters)
+
+
+async def _among(
+    connection: Connection,
+    entry: Entry,
+    embedding: Float32Matrix,
+    candidates: Seqs,
+    count: int,
+    wanted: Wanted,
+) -> list[Row]:
+    key = ("among", wanted.include, count)
+    query = entry.statements.get(key)
+    if query is None:
+        query = _statement(connection, entry, nearest.among(entry.collection, entry.vectors, count), wanted)
+        entry.statements[key] = query
+    parameters = {"q": embedding, "candidates": Numbers(candidates), **entry.parameters}
     return await connection.fetch(query.encode(), parameters)
 
 

@@ -23,6 +23,7 @@ from pgchroma.store import (
 )
 from pgchroma.store import connection as connections
 from pgchroma.store.connection import Connection, StoreSettings
+from pgchroma.store.held import SketchMemory
 from pgchroma.store.indexer import Indexer
 from pgchroma.store.operations import IndexingStatus
 from pgchroma.store.search import SearchRows
@@ -41,6 +42,8 @@ class Store:
     def __init__(self, database_url: str, settings: StoreSettings | None = None) -> None:
         self.settings = settings or StoreSettings()
         self._database = connections.Database(database_url, self.settings)
+        self._sketches = SketchMemory(self._database.connection, self.settings.sketch_memory_mb << 20)
+        self._database.sketches = self._sketches
 
     @classmethod
     async def open(cls, database_url: str, settings: StoreSettings | None = None) -> Self:
@@ -51,6 +54,7 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._sketches.close()
         await self._database.close()
 
     async def __aenter__(self) -> Self:

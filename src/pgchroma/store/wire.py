@@ -10,8 +10,11 @@ from collections.abc import Generator, Mapping
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
 from psycopg import AsyncConnection, errors
-from psycopg.adapt import PyFormat, Transformer
+from psycopg.adapt import Buffer, Dumper, PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
@@ -26,6 +29,32 @@ _PLACEHOLDER = re.compile(rb"%(?:\((\w+)\)s|%)")
 _ROWS = (ExecStatus.TUPLES_OK, ExecStatus.TUPLES_CHUNK)
 # Somebody else dropped what was prepared, or changed the tables under it.
 _OUTDATED = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
+
+
+class Numbers:
+    """Numbers that PostgreSQL takes as bigint[]."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: NDArray[np.int64]) -> None:
+        self.values = values
+
+
+class NumbersDumper(Dumper):
+    """Writes them in the array's binary format; psycopg's own takes each by itself."""
+
+    format = Format.BINARY
+    oid = psycopg.adapters.types["int8"].array_oid
+
+    def dump(self, obj: Numbers) -> Buffer:
+        """Return the array: dimensions, whether there are nulls, the type, length and lower bound, then each number after its size."""
+        count = len(obj.values)
+        if not count:
+            return np.array([0, 0, psycopg.adapters.types["int8"].oid], ">i4").tobytes()
+        fields = np.empty(count, np.dtype([("size", ">i4"), ("value", ">i8")]))
+        fields["size"], fields["value"] = 8, obj.values
+        head = np.array([1, 0, psycopg.adapters.types["int8"].oid, count, 1], ">i4")
+        return head.tobytes() + fields.tobytes()
 
 
 class Prepared:
