@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -108,6 +109,7 @@ async def count(connection: Connection, collection_id: UUID) -> int:
     return sum(await entries.reading(connection, collection_id, work, lambda counted: not counted))
 
 
+@lru_cache(maxsize=64)
 def _columns(include: Include) -> sql.Composed:
     names: list[LiteralString] = ["coalesce(record.id_full, record.id)"]
     if include.documents:
@@ -201,6 +203,7 @@ async def get(connection: Connection, collection_id: UUID, selection: Filter, in
     return _rows(fetched, include)
 
 
+@lru_cache(maxsize=256)
 def _join(number: int) -> sql.Composed:
     return sql.SQL("JOIN {} AS vector ON vector.seq = record.vseq").format(tables.embeddings(number))
 
@@ -228,8 +231,6 @@ async def query(
         async with one_snapshot(connection, selection):
             collection = entry.collection
             was_written_to = collection.table_number is not None
-            filtered = selection != Filter()
-            chosen, parameters, compiler = await compiled(connection, collection, selection)
             number, dimension = collection.table_number, collection.dimension
             if number is None or dimension is None:
                 return [_rows([], include) for _ in embeddings]
@@ -237,14 +238,17 @@ async def query(
                 raise InvalidDimensionError(
                     f"Collection expecting embedding with dimension of {dimension}, got {embeddings.shape[1]}"
                 )
-            found, more = _source(number, entry.records, selection, compiler)
-            matching = search_plan.Matching(found, chosen, {**parameters, **more})
+            matching = None
+            if selection != Filter():
+                chosen, parameters, compiler = await compiled(connection, collection, selection)
+                found, more = _source(number, entry.records, selection, compiler)
+                matching = search_plan.Matching(found, chosen, {**parameters, **more})
             wanted = search_plan.Wanted(
                 _columns(include), _join(number) if include.embeddings else None, include
             )
             answers = []
             for embedding in embeddings:
-                if filtered:
+                if matching is not None:
                     fetched = await search_plan.filtered(
                         connection, entry, embedding, n_results, matching, wanted
                     )

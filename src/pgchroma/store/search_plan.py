@@ -20,8 +20,13 @@ _FEW_MATCHES = 40_000
 _SAMPLED_PAGES = 60
 _WORTH_WALKING = 0.04
 _WALK_EF_SEARCH = 400
-# Of the best by sketch so many are compared exactly, at least and per result, by the bits per dimension that sketches have.
-_COMPARED = {1: (600, 40), 2: (350, 25), 3: (250, 15)}
+# Of the best by sketch so many are compared exactly, at least and per result, by the bits per dimension that sketches have, and one
+# more for so many records: where a filter selects thousands that are all about as far from the query, sketches tell them apart poorly.
+_COMPARED = {1: (900, 40), 2: (650, 25), 3: (450, 15)}
+_RECORDS_PER_COMPARED = 400
+_MOST_COMPARED = 2_000
+# Texts of statements that an entry keeps; filters of many shapes would make it grow for ever.
+_MOST_STATEMENTS = 200
 # Without indexes by which to walk, more than so many results are compared exactly.
 _MOST_WALKED = 200
 
@@ -55,7 +60,7 @@ class Matching:
     parameters: dict[str, Any]
 
 
-def _statement(connection: Connection, entry: Entry, found: sql.Composed, wanted: Wanted) -> str:
+def _statement(connection: Connection, entry: Entry, found: sql.Composed, wanted: Wanted) -> bytes:
     number = entry.collection.table_number
     assert number is not None  # noqa: S101 - callers checked it
     return (
@@ -71,7 +76,7 @@ def _statement(connection: Connection, entry: Entry, found: sql.Composed, wanted
             join=wanted.join or sql.SQL(""),
             guard=sql.SQL(GUARD),
         )
-        .as_string(connection)
+        .as_bytes(connection)
     )
 
 
@@ -128,7 +133,7 @@ async def unfiltered(
         await _prepare_indexes(connection, entry, _ef_search(entry, count))
         quantisations = {segment.quantisation for segment in indexed}
         parameters |= kinds.parameters(quantisations, entry.collection.space, embedding)
-    return await connection.fetch(query.encode(), parameters)
+    return await connection.fetch(query, parameters)
 
 
 async def _among(
@@ -145,7 +150,7 @@ async def _among(
         query = _statement(connection, entry, nearest.among(entry.collection, entry.vectors, count), wanted)
         entry.statements[key] = query
     parameters = {"q": embedding, "candidates": Numbers(candidates), **entry.parameters}
-    return await connection.fetch(query.encode(), parameters)
+    return await connection.fetch(query, parameters)
 
 
 async def filtered(
@@ -160,7 +165,7 @@ async def filtered(
     collection = entry.collection
     chosen = sql.SQL("{} AND {}").format(matching.chosen, sql.SQL(GUARD))
     parameters = {**matching.parameters, **entry.parameters, "q": embedding, "k": count}
-    found = nearest.exact(collection, matching.source, chosen)
+    by_sketch = False
     if not _is_anywhere(entry, embedding):
         if await _pays_to_walk(connection, entry, count, chosen, parameters):
             rows = await _walk(connection, entry, embedding, count, chosen, parameters, wanted)
@@ -172,9 +177,7 @@ async def filtered(
             least, per_result = _COMPARED[entry.sketch]
             parameters["compared"] = max(least, per_result * count)
             found = nearest.sketched(collection, matching.source, chosen)
-    return await connection.fetch(
-        _statement(connection, entry, found, wanted).encode(), parameters, prepare=False
-    )
+    return await connection.fetch(_statement(connection, entry, found, wanted), parameters, prepare=False)
 
 
 async def _pays_to_walk(
@@ -212,6 +215,4 @@ async def _walk(
     found = nearest.walking(
         entry.collection, entry.vectors, chosen, count, kept=max(4 * count, 60), looked_at=5_000
     )
-    return await connection.fetch(
-        _statement(connection, entry, found, wanted).encode(), parameters, prepare=False
-    )
+    return await connection.fetch(_statement(connection, entry, found, wanted), parameters, prepare=False)
