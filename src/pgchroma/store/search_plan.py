@@ -175,9 +175,19 @@ async def filtered(
             sketch = sketches.encode(embedding[None], entry.sketch)[0]
             parameters["q_sketch"] = Bit(np.unpackbits(sketch)[: embedding.size * entry.sketch])
             least, per_result = _COMPARED[entry.sketch]
-            parameters["compared"] = max(least, per_result * count)
-            found = nearest.sketched(collection, matching.source, chosen)
-    return await connection.fetch(_statement(connection, entry, found, wanted), parameters, prepare=False)
+            more = min(entry.rows // _RECORDS_PER_COMPARED, _MOST_COMPARED)
+            parameters["compared"] = max(least + more, per_result * count)
+            by_sketch = True
+    # Texts of statements are dear to make; filters of the same shape have the same.
+    key = (by_sketch, wanted.include, chosen.as_bytes(connection), matching.source.as_bytes(connection))
+    query = entry.statements.get(key)
+    if query is None:
+        choose = nearest.sketched if by_sketch else nearest.exact
+        query = _statement(connection, entry, choose(collection, matching.source, chosen), wanted)
+        if len(entry.statements) >= _MOST_STATEMENTS:
+            entry.statements.clear()
+        entry.statements[key] = query
+    return await connection.fetch(query, parameters, prepare=False)
 
 
 async def _pays_to_walk(
