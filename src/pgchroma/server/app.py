@@ -102,7 +102,9 @@ class Application:
         store = await Store.open(self._settings.database_url, self._settings.store_settings())
         asks_for_tokens = self._settings.auth != "off"
         watch = store.watch(with_tokens=asks_for_tokens)
-        watch.on_look = lambda: self.metrics.sample(len(self._requests), store.pool_stats())
+        watch.on_look = lambda: self.metrics.sample(
+            len(self._requests), store.pool_stats(), store.sketch_bytes
+        )
         watching = asyncio.create_task(_keep_watching(watch), name="watch")
         self._guard = Guard(watch) if asks_for_tokens else None
         self._context = Context(store, self._settings, watch, self.metrics)

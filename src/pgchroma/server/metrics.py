@@ -106,6 +106,7 @@ class Metrics:
         self._idle = live("pgchroma_pool_connections_idle", "Those that no request uses.")
         self._most = live("pgchroma_pool_connections_max", "How many there may be.")
         self._waiting = live("pgchroma_pool_requests_waiting", "Requests waiting for a connection.")
+        self._sketches = live("pgchroma_sketch_bytes", "Memory that holds sketches of vectors.")
         self._started.inc()
         self._workers.set(1)
 
@@ -129,9 +130,10 @@ class Metrics:
             counter = self._errors[error] = self._failures.labels(error)
         counter.inc()
 
-    def sample(self, in_progress: int, pool: Mapping[str, int]) -> None:
+    def sample(self, in_progress: int, pool: Mapping[str, int], sketch_bytes: int) -> None:
         """Take down what is true at this moment; `pool` are psycopg_pool's counters."""
         self._in_progress.set(in_progress)
+        self._sketches.set(sketch_bytes)
         self._connections.set(pool.get("pool_size", 0))
         self._idle.set(pool.get("pool_available", 0))
         self._most.set(pool.get("pool_max", 0))

@@ -73,6 +73,11 @@ RULES: dict[str, Rules] = {
     "allow_reset": Rules("let POST /api/v2/reset delete everything in the database", alias="ALLOW_RESET"),
     "indexer": Rules("build vector indexes in the background"),
     "parallel_index_builds": Rules("build an index with several processes; false for pgvector below 0.8.4"),
+    "sketch_memory_mb": Rules(
+        "memory per worker for sketches of vectors, by which queries are answered sooner, in MiB; 0 for none",
+        minimum=0,
+        maximum=65_536,
+    ),
     "max_body_bytes": Rules("largest request body, in bytes", minimum=1024, maximum=4 * 1024**3),
     "max_batch_size": Rules("most records in one add, upsert or update", minimum=1, maximum=10_000_000),
     "max_dimension": Rules("most numbers in one embedding; pgvector keeps 16000", minimum=1, maximum=16_000),
@@ -112,6 +117,7 @@ class ServerSettings:
     allow_reset: bool = False
     indexer: bool = True
     parallel_index_builds: bool = True
+    sketch_memory_mb: int = 64
     max_body_bytes: int = 256 * 1024 * 1024
     max_batch_size: int = 100_000
     max_dimension: int = 16_000
@@ -175,6 +181,7 @@ class ServerSettings:
             statement_timeout_seconds=self.statement_timeout_seconds,
             password_file=self.database_password_file,
             parallel_index_builds=self.parallel_index_builds,
+            sketch_memory_mb=self.sketch_memory_mb,
         )
 
     @property

@@ -43,8 +43,8 @@ _MOST_WORDS = 1_000_000
 # Where sketches have a middle threshold its bits alone choose this many times as many as are compared exactly, or this share of all.
 _FIRST_PER_COMPARED = 7
 _FIRST_SHARE = 1 / 30
-# How many are compared exactly: by the bits per dimension of the sketches so many times ef_search, and so many per result.
-_PER_EF = {1: 2.5, 2: 1.5, 3: 1.5}
+# How many are compared exactly: so many times ef_search, more where sketches are shorter than so many bits, and so many per result.
+_PER_EF, _PER_EF_BITS = 1.5, 1_152
 _PER_RESULT = 5
 _LEAST = 100
 # With more the statement takes longer than the walk.
@@ -127,7 +127,8 @@ class SketchMemory:
         """
         if not self._suits(entry):
             return None
-        compared = max(int(_PER_EF[entry.sketch] * ef_search), _PER_RESULT * count, _LEAST)
+        thoroughness = _PER_EF * max(1.0, _PER_EF_BITS / (entry.sketch * len(embedding)))
+        compared = max(int(thoroughness * ef_search), _PER_RESULT * count, _LEAST)
         if compared > _MOST_COMPARED:
             return None
         parts = []
@@ -140,6 +141,12 @@ class SketchMemory:
             self._held.move_to_end(key)
             parts.append(held)
         return _best(parts, embedding, entry.sketch, compared, count)
+
+    def forget(self, entry: Entry) -> None:
+        """Drop what is held of a collection, because much of it has been deleted; the next queries have it read again."""
+        for segment in entry.vectors:
+            held = self._held.pop((entry.identity, segment.index_name), None)
+            self._bytes -= held.size if held is not None else 0
 
     def _suits(self, entry: Entry) -> bool:
         if not entry.sketch or not self._most_bytes:

@@ -61,11 +61,15 @@ def sketched(collection: Collection, source: sql.Composable, chosen: sql.Composa
 
 
 def among(collection: Collection, indexed: Sequence[Segment], count: int) -> sql.Composed:
-    """Return the `count` nearest of the vectors numbered in `candidates` and of the tail."""
+    """Return the `count` nearest of the vectors numbered in `candidates` and of the tail.
+
+    A third column says how many of the candidates there are, the others having been deleted.
+    """
     table = tables.embeddings(_number(collection))
     far = distance(collection)
     return sql.SQL(
-        "SELECT record_seq, distance FROM (SELECT record_seq, {} AS distance FROM {} WHERE seq = ANY(%(candidates)s) "
+        "WITH among AS MATERIALIZED (SELECT record_seq, {} AS distance FROM {} WHERE seq = ANY(%(candidates)s)) "
+        "SELECT record_seq, distance, (SELECT count(*) FROM among) AS found FROM (SELECT * FROM among "
         "UNION ALL SELECT record_seq, {} FROM {} WHERE seq > {}) AS vector ORDER BY distance, record_seq LIMIT {}"
     ).format(far, table, far, table, sql.Literal(segments.watermark(indexed)), sql.Literal(count))
 

@@ -25,6 +25,8 @@ _WALK_EF_SEARCH = 400
 _COMPARED = {1: (900, 40), 2: (650, 25), 3: (450, 15)}
 _RECORDS_PER_COMPARED = 400
 _MOST_COMPARED = 2_000
+# Of the candidates chosen by sketches in memory this share must still be there.
+_LEAST_FOUND = 0.9
 # Texts of statements that an entry keeps; filters of many shapes would make it grow for ever.
 _MOST_STATEMENTS = 200
 # Without indexes by which to walk, more than so many results are compared exactly.
@@ -60,17 +62,20 @@ class Matching:
     parameters: dict[str, Any]
 
 
-def _statement(connection: Connection, entry: Entry, found: sql.Composed, wanted: Wanted) -> bytes:
+def _statement(
+    connection: Connection, entry: Entry, found: sql.Composed, wanted: Wanted, *, counted: bool = False
+) -> bytes:
     number = entry.collection.table_number
     assert number is not None  # noqa: S101 - callers checked it
     return (
         sql.SQL(
-            "SELECT {columns}{distance} FROM ({found}) AS near JOIN {records} AS record ON record.seq = near.record_seq {join} "
+            "SELECT {columns}{distance}{counted} FROM ({found}) AS near JOIN {records} AS record ON record.seq = near.record_seq {join} "
             "WHERE {guard} ORDER BY near.distance, record.seq"
         )
         .format(
             columns=wanted.columns,
             distance=sql.SQL(", near.distance" if wanted.include.distances else ""),
+            counted=sql.SQL(", near.found" if counted else ""),
             found=found,
             records=tables.records(number),
             join=wanted.join or sql.SQL(""),
@@ -122,7 +127,10 @@ async def unfiltered(
     if indexed and connection.sketches is not None:
         candidates = connection.sketches.candidates(entry, embedding, _configured(entry), count)
         if candidates is not None:
-            return await _among(connection, entry, embedding, candidates, count, wanted)
+            rows = await _among(connection, entry, embedding, candidates, count, wanted)
+            if rows is not None:
+                return rows
+            connection.sketches.forget(entry)
     key = ("query", wanted.include, count, bool(indexed))
     query = entry.statements.get(key)
     if query is None:
@@ -143,14 +151,18 @@ async def _among(
     candidates: Seqs,
     count: int,
     wanted: Wanted,
-) -> list[Row]:
+) -> list[Row] | None:
+    """Return the nearest of candidates and tail; None where too many of the candidates have been deleted."""
     key = ("among", wanted.include, count)
     query = entry.statements.get(key)
     if query is None:
-        query = _statement(connection, entry, nearest.among(entry.collection, entry.vectors, count), wanted)
-        entry.statements[key] = query
+        found = nearest.among(entry.collection, entry.vectors, count)
+        query = entry.statements[key] = _statement(connection, entry, found, wanted, counted=True)
     parameters = {"q": embedding, "candidates": Numbers(candidates), **entry.parameters}
-    return await connection.fetch(query, parameters)
+    rows = await connection.fetch(query, parameters)
+    if not rows or rows[0][-1] < _LEAST_FOUND * len(candidates):
+        return None
+    return [row[:-1] for row in rows]
 
 
 async def filtered(

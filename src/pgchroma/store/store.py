@@ -100,6 +100,11 @@ class Store:
         """Return psycopg_pool's counters."""
         return self._database.stats()
 
+    @property
+    def sketch_bytes(self) -> int:
+        """Memory that holds sketches of vectors, in bytes."""
+        return self._sketches.size
+
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """Lend a connection in a transaction that commits at the end; for the migrator's batches and checkpoints."""
