@@ -231,6 +231,10 @@ async def query(
         async with one_snapshot(connection, selection):
             collection = entry.collection
             was_written_to = collection.table_number is not None
+            # A wrong filter is an error in an empty collection, too; one that selects everything need not be looked at.
+            compiled_filter = (
+                None if selection == Filter() else await compiled(connection, collection, selection)
+            )
             number, dimension = collection.table_number, collection.dimension
             if number is None or dimension is None:
                 return [_rows([], include) for _ in embeddings]
@@ -239,8 +243,8 @@ async def query(
                     f"Collection expecting embedding with dimension of {dimension}, got {embeddings.shape[1]}"
                 )
             matching = None
-            if selection != Filter():
-                chosen, parameters, compiler = await compiled(connection, collection, selection)
+            if compiled_filter is not None:
+                chosen, parameters, compiler = compiled_filter
                 found, more = _source(number, entry.records, selection, compiler)
                 matching = search_plan.Matching(found, chosen, {**parameters, **more})
             wanted = search_plan.Wanted(
