@@ -101,6 +101,18 @@ class Record:
     uri: str | None = None
 
 
+class RecordPage(list[Record]):
+    """Records of which every one has an embedding of the same length, and these embeddings as one array.
+
+    Attributes:
+        matrix: float32, shape (records, dimension); each record's embedding is a row of it.
+    """
+
+    def __init__(self, records: Sequence[Record], matrix: Float32Matrix) -> None:
+        super().__init__(records)
+        self.matrix = matrix
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """What a get, query or delete selects by; None means "not restricted"."""

@@ -190,17 +190,22 @@ def start_run(
     async def work() -> Json:
         started = time.monotonic()
         with places.open_source(place, settings.options) as opened, display() as shown:
-            opening = time.monotonic() - started
+            opened_at = time.monotonic()
             if not dry_run:
                 receipts.require_writable(path)
             async with _sink(target, settings.options, path) as sink:
+                connected_at = time.monotonic()
                 if dry_run:
                     await plans.require_free_targets(opened, sink)
                     made = plans.make(opened)
                     made.require_movable(settings.policies, sink.limits)
                     return {**made.as_json(settings.policies, sink.limits, target.kind), "dry_run": True}
                 begun = await runner.start(opened, sink, shown, settings.policies, ident)
-                begun.seconds = {"open": opening, **begun.seconds}
+                begun.seconds = {
+                    "open": opened_at - started,
+                    "connect": connected_at - opened_at,
+                    **begun.seconds,
+                }
                 begun.extra |= _whole(opened, settings)
                 done = await runner.carry_out(begun, shown, path)
                 return {**done.as_json(), "receipt": str(path)}

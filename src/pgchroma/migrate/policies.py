@@ -15,7 +15,7 @@ import orjson
 
 from pgchroma.errors import ConfigurationError, SourceError
 from pgchroma.migrate.model import Limits, Quarantined, Source, SourceCollection
-from pgchroma.types import MetadataValue, Record
+from pgchroma.types import MetadataValue, Record, RecordPage
 
 LARGEST_DOCUMENT_BYTES: Final = 256 * 1024 * 1024
 EMPTY_ID: Final = "_empty_id_"
@@ -194,7 +194,7 @@ class Policies:
             SourceError: a record meets a danger whose action is `fail`.
         """
         if self._harmless(page, collection, limits):
-            return list(page), []
+            return page if isinstance(page, list) else list(page), []
         kept, aside = [], []
         for record in page:
             moved: Record | None = record
@@ -224,14 +224,19 @@ class Policies:
             return False
         if any(self.action(code) != "keep" for code in _IN_METADATA):
             return False
-        vectors = []
         for record in page:
-            if not record.id or record.embedding is None or len(record.embedding) != collection.dimension:
+            if not record.id or (record.document and len(record.document) * 4 > LARGEST_DOCUMENT_BYTES):
                 return False
-            if record.document and len(record.document) * 4 > LARGEST_DOCUMENT_BYTES:
+        if isinstance(page, RecordPage):
+            matrix = page.matrix
+        else:
+            vectors = [record.embedding for record in page if record.embedding is not None]
+            if len(vectors) < len(page) or any(len(vector) != collection.dimension for vector in vectors):
                 return False
-            vectors.append(record.embedding)
-        return not limits.finite_vectors or not vectors or bool(np.isfinite(np.stack(vectors)).all())
+            matrix = np.stack(vectors)
+        return matrix.shape[1] == collection.dimension and (
+            not limits.finite_vectors or bool(np.isfinite(matrix).all())
+        )
 
 
 def _can_keep(code: str, limits: Limits) -> bool:

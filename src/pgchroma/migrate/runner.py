@@ -5,11 +5,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from uuid import UUID, uuid4
 
 import pgchroma
@@ -42,6 +42,8 @@ from pgchroma.migrate.questions import Questions
 from pgchroma.migrate.remote.client import RemoteError
 
 logger = logging.getLogger("pgchroma.migrate")
+
+Item = TypeVar("Item")
 
 FINISHED = ("verified", "different")
 
@@ -300,14 +302,15 @@ async def copy_collection(run: Run, collection: SourceCollection, display: Displ
     if checkpoint.phase in ("copied", *FINISHED):
         return
     await _require_own(run, collection, checkpoint)
-    await run.sink.prepare(run.run_id, collection)
     from_start = checkpoint.last_position == 0
     questions = Questions(collection) if run.sink.asks_early and from_start else None
     digest = CollectionDigest() if not run.source.frozen and from_start else None
     pages = movable(run.source, collection, run.policies, run.sink.limits, checkpoint.last_position)
     encoded = ((run.sink.encoded(records), aside, position) for records, aside, position in pages)
     with closing(proofs.ahead(encoded)) as reading:
-        while (page := await asyncio.to_thread(next, reading, None)) is not None:
+        # The first page is read while the target is made.
+        page = await _first_page(reading, run.sink.prepare(run.run_id, collection))
+        while page is not None:
             records, aside, position = page
             if digest is not None:
                 digest.add(record_digest(record) for record in records)
@@ -315,6 +318,7 @@ async def copy_collection(run: Run, collection: SourceCollection, display: Displ
                 questions.see(records)
             checkpoint = await run.sink.write(collection, checkpoint, records, aside, position)
             step.advance(len(records) + len(aside), _size(records))
+            page = await asyncio.to_thread(next, reading, None)
     await run.sink.set_phase(run.run_id, collection, "copied")
     if questions and (answers := await questions.put_to(run.sink.query)):
         run.answers[collection.path] = answers
@@ -323,6 +327,15 @@ async def copy_collection(run: Run, collection: SourceCollection, display: Displ
     run.copied[collection.path] = checkpoint
     run.copy_seconds[collection.path] = time.monotonic() - started
     logger.info("%s: %d records copied", collection.path, checkpoint.records)
+
+
+async def _first_page(pages: Iterator[Item], meanwhile: Coroutine[Any, Any, None]) -> Item | None:
+    """Return the first page, None when there is none, once something else is done, too; both have ended when one has failed."""
+    page, done = await asyncio.gather(asyncio.to_thread(next, pages, None), meanwhile, return_exceptions=True)
+    for outcome in (done, page):
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return cast(Item | None, page)
 
 
 def _size(records: Sequence[Any]) -> int:

@@ -4,6 +4,7 @@ The same bytes as in writes.py, made with fewer steps per record: texts are look
 text cannot, and the records' numbers, which PostgreSQL gives out when the rows are sent, are put into the finished buffer.
 """
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from pgchroma.errors import InvalidArgumentError
 from pgchroma.store import configuration, metadata, sketches, text, vectors
-from pgchroma.types import Float32Matrix, Record
+from pgchroma.types import Float32Matrix, Record, RecordPage
 
 _NULL = b"\xff\xff\xff\xff"
 # The columns that are written, in order; the last one only where the collection has sketches.
@@ -25,9 +26,11 @@ _HEAD = struct.Struct("!hiqiq").pack
 _FIRST_NUMBER, _SECOND_NUMBER = 6, 18
 _LENGTH = struct.Struct("!i").pack
 _encode_json = msgspec.json.encode
-# What may stand in JSON that jsonb would not give back as it was: U+0000, the words of text.py, null for NaN and infinity, -0.0,
-# large floats (with an exponent), and objects. More than is needed may match; then the careful encoder looks.
-_CARE = re.compile(rb"\\u0000|\xef\xb7|null|-0\.0|\de\+?\d|\d{15}|:\{")
+# What may stand in JSON that jsonb would not give back as it was. More than is needed may match; then the careful encoder looks.
+# U+0000, the words of text.py, null for NaN and infinity, objects:
+_CARE_BYTES = (b"\\u0000", b"\xef\xb7", b"null", b":{")
+# ... and -0.0 and large floats, with an exponent or many digits:
+_CARE_NUMBER = re.compile(rb"-0\.0|\de\+?\d|\d{15}")
 
 
 class Prepared(Sequence[Record]):
@@ -43,7 +46,7 @@ class Prepared(Sequence[Record]):
         self.kinds = _kinds(records)
         self.matrix: Float32Matrix = _matrix(records)
         self.bits = sketches.levels(self.matrix.shape[1]) if bits is None else bits
-        self._buffer, self._places = _encode(records, self.matrix, self.bits)
+        self._buffer, self._places = _encode(records, self.matrix, self.bits, self.kinds)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -97,39 +100,35 @@ def _kinds(records: Sequence[Record]) -> set[tuple[str, str]]:
 
 
 def _matrix(records: Sequence[Record]) -> Float32Matrix:
+    if isinstance(records, RecordPage):
+        return records.matrix
     embeddings = [record.embedding for record in records if record.embedding is not None]
     if len(embeddings) != len(records):
         raise InvalidArgumentError("every record needs an embedding")
     return np.stack(embeddings) if embeddings else np.empty((0, 1), np.float32)
 
 
-def _text(value: str) -> bytes:
-    data = value.encode()
-    if b"\x00" in data or b"\xef\xb7" in data:
-        data = text.encode(value).encode()
-    return _LENGTH(len(data)) + data
-
-
 def _encode(
-    records: Sequence[Record], matrix: Float32Matrix, bits: int
+    records: Sequence[Record], matrix: Float32Matrix, bits: int, kinds: set[tuple[str, str]]
 ) -> tuple[bytearray, NDArray[np.int64]]:
-    packed = sketches.encode(matrix, bits) if bits and len(records) else None
     head = _HEAD(len(COLUMNS) if bits else len(COLUMNS) - 1, 8, 0, 8, 0)
+    drawn = _sketches(matrix, bits) if bits and len(records) else itertools.repeat(b"")
     parts = [vectors.COPY_HEADER]
     append = parts.append
     lengths = []
-    for place, record in enumerate(records):
-        key, full = text.id_key(record.id)
-        fields = (
-            head,
-            _text_as_is(key),
-            _NULL if full is None else _text_as_is(full),
-            _NULL if record.document is None else _text(record.document),
-            _metadata(record.metadata) if record.metadata else _NULL + _NULL,
-            _NULL if record.uri is None else _text(record.uri),
-            b"" if packed is None else sketches.copy_field(packed[place], matrix.shape[1], bits),
-        )
-        row = b"".join(fields)
+    for record, ident, stored, sketch in zip(
+        records, _ids(records), _metadata(records, kinds), drawn, strict=False
+    ):
+        document = record.document
+        if document is None:
+            length, data = _NULL, b""
+        else:
+            data = document.encode()
+            if b"\x00" in data or b"\xef\xb7" in data:
+                data = text.encode(document).encode()
+            length = _LENGTH(len(data))
+        uri = _NULL if record.uri is None else _field(text.encode_utf8(record.uri))
+        row = b"".join((head, ident, length, data, stored, uri, sketch))
         lengths.append(len(row))
         append(row)
     append(vectors.COPY_TRAILER)
@@ -137,21 +136,70 @@ def _encode(
     return bytearray(b"".join(parts)), starts[: len(lengths)]
 
 
-def _text_as_is(value: str) -> bytes:
-    data = value.encode()
+def _sketches(matrix: Float32Matrix, bits: int) -> Iterator[bytes]:
+    """Yield each record's field; all of them are of one length and begin alike."""
+    packed = sketches.encode(matrix, bits)
+    head = sketches.copy_field(packed[0], matrix.shape[1], bits)[: -packed.shape[1]]
+    rows = np.empty((len(packed), len(head) + packed.shape[1]), np.uint8)
+    rows[:, : len(head)] = np.frombuffer(head, np.uint8)
+    rows[:, len(head) :] = packed
+    data, width = rows.tobytes(), rows.shape[1]
+    return (data[start : start + width] for start in range(0, len(data), width))
+
+
+def _field(data: bytes) -> bytes:
     return _LENGTH(len(data)) + data
 
 
-def _metadata(value: Mapping[str, Any]) -> bytes:
-    """Return the two fields, jsonb and exact text."""
+def _ids(records: Sequence[Record]) -> Iterator[bytes]:
+    """Yield each record's two fields, key and whole id."""
+    ids = [record.id for record in records]
+    together = "".join(ids)
+    if (
+        together.isascii()
+        and "\0" not in together
+        and max(map(len, ids), default=0) <= text.LONGEST_KEY_BYTES
+    ):
+        for record_id in ids:
+            yield _LENGTH(len(record_id)) + record_id.encode() + _NULL
+        return
+    for record_id in ids:
+        key, full = text.id_key(record_id)
+        yield _field(key.encode()) + (_NULL if full is None else _field(full.encode()))
+
+
+def _metadata(records: Sequence[Record], kinds: set[tuple[str, str]]) -> Iterator[bytes]:
+    """Yield each record's two fields, jsonb and exact text."""
+    encoded = [_json(record.metadata) if record.metadata else b"" for record in records]
+    together = b"\n".join(encoded)
+    # One look at all of them; only floats, which may hide in lists, are written in ways that matter.
+    has_floats = b":[" in together or any(kind not in ("string", "int", "bool") for _, kind in kinds)
+    harmless = not any(special in together for special in _CARE_BYTES) and not (
+        has_floats and _CARE_NUMBER.search(together)
+    )
+    for record, stored in zip(records, encoded, strict=True):
+        if not stored:
+            yield _NULL + _NULL
+        elif harmless or not _needs_care(stored):
+            yield _LENGTH(len(stored) + 1) + b"\x01" + stored + _NULL
+        else:
+            yield _careful_metadata(record.metadata or {})
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
     try:
-        stored = _encode_json(value)
+        return _encode_json(value)
     except (OverflowError, msgspec.MsgspecError):
-        stored = b"null"
-    if _CARE.search(stored) is None:
-        return _LENGTH(len(stored) + 1) + b"\x01" + stored + _NULL
+        return b"null"
+
+
+def _needs_care(stored: bytes) -> bool:
+    return any(special in stored for special in _CARE_BYTES) or _CARE_NUMBER.search(stored) is not None
+
+
+def _careful_metadata(value: Mapping[str, Any]) -> bytes:
     cleaned = metadata.merge(None, value)
     if not cleaned:
         return _NULL + _NULL
     stored, exact = metadata.encode(cleaned)
-    return _LENGTH(len(stored) + 1) + b"\x01" + stored + (_NULL if exact is None else _text_as_is(exact))
+    return _LENGTH(len(stored) + 1) + b"\x01" + stored + (_NULL if exact is None else _field(exact.encode()))

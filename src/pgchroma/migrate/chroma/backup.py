@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import sqlite3
 import tarfile
 import tempfile
 import threading
@@ -24,7 +23,7 @@ import zstandard
 from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError, SourceError
 from pgchroma.migrate.archive import Manifest, differences, manifest_of, opened, pack, sha256_of
 from pgchroma.migrate.chroma.folder import open_folder
-from pgchroma.migrate.chroma.snapshot import DATABASE, copy_database, open_copy, require_folder
+from pgchroma.migrate.chroma.snapshot import DATABASE, connect, copy_database, require_folder, require_sound
 
 FORMAT: Final = "pgchroma-chroma-backup/1"
 # In capitals, so that it stands before the folder in the archive.
@@ -89,8 +88,8 @@ def _copy_at_rest(folder: Path, copy: Path) -> None:
 
 def _contents(copy: Path, work_folder: Path | None) -> dict[str, Any]:
     """Check the copy's database and describe what it holds."""
-    open_copy(copy).close()
-    with contextlib.closing(sqlite3.connect(copy / DATABASE)) as connection:
+    with contextlib.closing(connect(copy)) as connection:
+        require_sound(connection)
         damage = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
     if damage != ["ok"]:
         raise SourceError(

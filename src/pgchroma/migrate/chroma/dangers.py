@@ -1,8 +1,10 @@
 """What a folder holds that is awkward elsewhere, told by SQLite in one pass over its texts; see policies.DANGERS."""
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -29,6 +31,57 @@ _CONDITIONS = (
     ("metadata-number", "m.float_value IN (9e999, -9e999)"),
     ("metadata-key", "m.key LIKE 'chroma:%' AND m.key NOT IN ('chroma:document', 'chroma:uri')"),
 )  # fmt: skip
+# The same of one table alone, whose scan is much quicker than a look into another for every row. Of a key it is only asked whether
+# its characters end before its bytes do: at U+0000, and where not all of it is ASCII.
+_OF_VALUES = (
+    f"max(instr(CAST(string_value AS BLOB), {_NUL})), max(length(CAST(string_value AS BLOB))), "
+    "sum(length(CAST(string_value AS BLOB))), max(abs(float_value)), sum(length(key) <> length(CAST(key AS BLOB))), "
+    "sum(key >= 'chroma:' AND key < 'chroma;' AND key <> 'chroma:document' AND key <> 'chroma:uri')"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What one quick look at all of a folder's texts tells.
+
+    Attributes:
+        harmless: `in_texts` would find nothing in any collection; dropped collections count.
+        size_bytes: of all texts, by the metadata segment that holds them.
+    """
+
+    harmless: bool
+    size_bytes: dict[str, int]
+
+
+def look_at(connection: sqlite3.Connection) -> Texts:
+    """Look at all texts of a folder once."""
+    nul, longest, total, number, keys, reserved = connection.execute(
+        f"SELECT {_OF_VALUES} FROM embedding_metadata NOT INDEXED"  # noqa: S608 - our own text
+    ).fetchone()
+    (ids,) = connection.execute(
+        f"SELECT count(*) FROM embeddings WHERE embedding_id = '' OR instr(CAST(embedding_id AS BLOB), {_NUL})"  # noqa: S608 - our own text
+    ).fetchone()
+    lists = (
+        columns(connection, "embedding_metadata_array")
+        and connection.execute("SELECT 1 FROM embedding_metadata_array LIMIT 1").fetchone()
+    )
+    harmless = not (
+        ids
+        or nul
+        or keys
+        or reserved
+        or lists
+        or (longest or 0) > LARGEST_DOCUMENT_BYTES
+        or number == math.inf
+    )
+    segments = [str(name) for (name,) in connection.execute("SELECT DISTINCT segment_id FROM embeddings")]
+    if len(segments) == 1:
+        return Texts(harmless, {segments[0]: total or 0})
+    rows = connection.execute(
+        "SELECT e.segment_id, sum(length(CAST(m.string_value AS BLOB))) FROM embedding_metadata m NOT INDEXED"
+        " CROSS JOIN embeddings e NOT INDEXED ON e.id = m.id WHERE m.string_value IS NOT NULL GROUP BY 1"
+    )
+    return Texts(harmless, {str(segment): size for segment, size in rows})
 
 
 def in_texts(connection: sqlite3.Connection, path: str, segment: str | None) -> list[Problem]:

@@ -4,27 +4,28 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from pgchroma.errors import SourceError
-from pgchroma.migrate.chroma import catalog, dangers, hnsw, layout, log, snapshot
-from pgchroma.migrate.chroma.hnsw import HnswIndex, IndexMetadata
-from pgchroma.migrate.chroma.log import LogOverlay
+from pgchroma.migrate.chroma import catalog, dangers, layout, log, snapshot
+from pgchroma.migrate.chroma.vectors import CollectionVectors, are_sound
 from pgchroma.migrate.model import SHOWN_IDS, Json, Problem, SourceCollection, describe_changes
-from pgchroma.types import MetadataValue, Record
+from pgchroma.types import MetadataValue, Record, RecordPage
 
 PAGE_RECORDS = 2_000
 PAGE_BYTES = 16 * 1024 * 1024
 
+Found = TypeVar("Found")
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
 _DOCUMENT, _URI = "chroma:document", "chroma:uri"
-# What follows the last row of metadata: no record has this number.
-_NO_VALUE: tuple[int, str, Any, Any] = (-1, "", None, None)
 
 
 def digest_of(collections: Sequence[SourceCollection], found: layout.Layout) -> str:
@@ -33,69 +34,26 @@ def digest_of(collections: Sequence[SourceCollection], found: layout.Layout) -> 
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def _all_sound(vectors: list[NDArray[np.float32] | None], dimension: int | None) -> bool:
-    """Whether a page's vectors are all there, of one length and finite: one look at all of them instead of one at each."""
-    whole = [vector for vector in vectors if vector is not None and len(vector) == dimension]
-    return len(whole) == len(vectors) and bool(np.isfinite(np.stack(whole)).all())
+def _record_query(columns: set[str]) -> tuple[str, str]:
+    """Return (statement for a segment's records after a number, condition for the values that it leaves out: floats).
 
+    SQLite puts each record's metadata together as JSON, which keeps text, integers and booleans apart, but not all of a float's bits.
+    """
+    flag = "bool_value" if "bool_value" in columns else "NULL"
+    plain = f"({flag} IS NOT NULL OR string_value IS NOT NULL OR int_value IS NOT NULL)"
+    typed = (
+        f"CASE WHEN {flag} IS NULL THEN coalesce(string_value, int_value)"
+        f" ELSE json(CASE {flag} WHEN 0 THEN 'false' ELSE 'true' END) END"
+    )
 
-class _Vectors:
-    """Finds the vectors of one collection: the log's last word, else the HNSW files'."""
+    def of(key: str) -> str:
+        return f"(SELECT string_value FROM embedding_metadata m WHERE m.id = e.id AND m.key = '{key}')"  # noqa: S608
 
-    def __init__(self, connection: sqlite3.Connection, folder: Path, collection: SourceCollection) -> None:
-        segments = catalog.segments_of(connection, collection.id)
-        self.damage: str | None = None
-        self.index: HnswIndex | None = None
-        position = segments.vector_position
-        index_folder = folder / (segments.vector or "-")
-        if (index_folder / hnsw.PICKLE).is_file():
-            metadata = self._read_pickle(index_folder / hnsw.PICKLE)
-            if position is None:
-                position = metadata.max_seq_id
-            self.index = HnswIndex(index_folder, cosine=collection.space == "cosine", metadata=metadata)
-            self.damage = self.damage or self.index.damage
-            self.index.damage = self.damage
-        elif position:
-            self.damage = f"the HNSW files in {segments.vector} are missing"
-            self.index = HnswIndex(index_folder, cosine=False, metadata=IndexMetadata({}, None))
-            self.index.damage = self.damage
-        base = self.index
-        if self.damage and log.is_complete(connection):
-            # Chroma 0.4 kept every write in its log: then the files are not needed at all.
-            base, position = None, 0
-        self.overlay = LogOverlay(connection, collection.id, position or 0, base)
-
-    def _read_pickle(self, path: Path) -> IndexMetadata:
-        try:
-            return hnsw.read_pickle(path)
-        except SourceError as error:
-            self.damage = error.message
-            return IndexMetadata({}, None)
-
-    def fetch(self, ids: list[str]) -> list[NDArray[np.float32] | None]:
-        """Return the vector of each id, None where there is none."""
-        last = self.overlay.last
-        logged = self.overlay.fetch([seq for name in ids if (seq := last.get(name)) is not None])
-        vectors: list[NDArray[np.float32] | None] = [None] * len(ids)
-        rest = []
-        for place, name in enumerate(ids):
-            if name in last:
-                seq = last[name]
-                vectors[place] = logged.get(seq) if seq is not None else None
-            else:
-                rest.append(place)
-        if rest and self.index:
-            matrix, found = self.index.fetch([ids[place] for place in rest])
-            for row, place in enumerate(rest):
-                if found[row]:
-                    vectors[place] = matrix[row]
-        return vectors
-
-    def live_ids(self) -> Iterator[str]:
-        """Yield every id that has a vector, whether or not it has a record."""
-        yield from (name for name, seq in self.overlay.last.items() if seq is not None)
-        if self.index:
-            yield from (name for name in self.index.ids if name not in self.overlay.last)
+    return (
+        f"SELECT e.id, e.embedding_id, {of(_DOCUMENT)}, {of(_URI)}, (SELECT CAST(json_group_object(key, {typed}) AS BLOB)"  # noqa: S608
+        f" FROM embedding_metadata m WHERE m.id = e.id AND m.key <> '{_DOCUMENT}' AND m.key <> '{_URI}' AND {plain})"
+        " FROM embeddings e WHERE e.segment_id = ? AND e.id > ? ORDER BY e.id"
+    ), f"float_value IS NOT NULL AND NOT {plain} AND key NOT IN ('{_DOCUMENT}', '{_URI}')"
 
 
 class ChromaFolder:
@@ -121,8 +79,30 @@ class ChromaFolder:
         except sqlite3.DatabaseError as error:
             raise self._unreadable(error) from error
         self._has_arrays = bool(layout.columns(self._connection, "embedding_metadata_array"))
+        self._record_query, self._is_float = _record_query(
+            layout.columns(self._connection, "embedding_metadata")
+        )
+        self._has_floats = self._connection.execute(
+            f"SELECT 1 FROM embedding_metadata WHERE {self._is_float} LIMIT 1"  # noqa: S608 - names of our own
+        ).fetchone()
         self._fingerprint = digest_of(self._collections, self.layout)
-        self._vectors: tuple[UUID, _Vectors] | None = None
+        self._vectors: tuple[UUID, CollectionVectors] | None = None
+        # SQLite's look through the copy and ours through its texts need this process's attention only at their end.
+        self._beside = ThreadPoolExecutor(2, thread_name_prefix="looking through a folder")
+        self._sound = self._beside.submit(self._with_own_connection, snapshot.require_sound)
+        self._texts = self._beside.submit(self._with_own_connection, dangers.look_at)
+
+    def _with_own_connection(self, work: Callable[[sqlite3.Connection], Found]) -> Found:
+        with self._snapshot.beside() as connection:
+            return work(connection)
+
+    def close(self) -> None:
+        """Wait for what is still looking at the copy."""
+        self._beside.shutdown(cancel_futures=True)
+
+    def require_sound(self) -> None:
+        """Wait until SQLite has looked through the copy; SourceError when it is damaged."""
+        self._sound.result()
 
     def _unreadable(self, error: sqlite3.DatabaseError) -> SourceError:
         return SourceError(
@@ -144,11 +124,14 @@ class ChromaFolder:
         """Return the collections, ordered by tenant, database and name."""
         return self._collections
 
-    def _vectors_of(self, collection: SourceCollection) -> _Vectors:
+    def _vectors_of(self, collection: SourceCollection) -> CollectionVectors:
         # One at a time: the maps of ids are the only thing here that grows with a collection.
         if self._vectors is None or self._vectors[0] != collection.id:
             self._vectors = None
-            self._vectors = (collection.id, _Vectors(self._connection, self._snapshot.path, collection))
+            self._vectors = (
+                collection.id,
+                CollectionVectors(self._connection, self._snapshot.path, collection),
+            )
         return self._vectors[1]
 
     def _segment(self, collection: SourceCollection) -> str | None:
@@ -167,60 +150,41 @@ class ChromaFolder:
         try:
             vectors = self._vectors_of(collection)
             for page in self._pages(collection, after):
+                if self._has_floats:
+                    self._add_floats(page)
                 if self._has_arrays:
                     self._add_arrays(page)
                 found = vectors.fetch([record.id for record in page])
                 for record, vector in zip(page, found, strict=True):
                     record.embedding = vector
-                yield page
+                yield page if isinstance(found, list) else RecordPage(page, found)
         except sqlite3.DatabaseError as error:
             raise self._unreadable(error) from error
 
     def _pages(self, collection: SourceCollection, after: int) -> Iterator[list[Record]]:
-        boolean = (
-            "m.bool_value"
-            if "bool_value" in layout.columns(self._connection, "embedding_metadata")
-            else "NULL"
-        )
-        # SQLite keeps the type of what coalesce() picks; only booleans look like integers and need a column of their own.
-        values = self._connection.execute(
-            f"SELECT m.id, m.key, coalesce(m.string_value, m.int_value, m.float_value), {boolean}"  # noqa: S608 - a name of our own
-            " FROM embeddings e JOIN embedding_metadata m ON m.id = e.id WHERE e.segment_id = ? AND e.id > ? ORDER BY e.id",
-            (self._segment(collection), after),
-        )
-        rows = self._connection.execute(
-            "SELECT id, embedding_id FROM embeddings WHERE segment_id = ? AND id > ? ORDER BY id",
-            (self._segment(collection), after),
-        )
+        rows = self._connection.execute(self._record_query, (self._segment(collection), after))
         vector_bytes = 4 * (collection.dimension or 0)
         page: list[Record] = []
         size = 0
-        owner, key, value, flag = next(values, _NO_VALUE)
-        for seq, name in rows:
-            record = Record(seq, name, None)
-            metadata: dict[str, MetadataValue] = {}
-            while owner == seq:
-                if flag is not None:
-                    metadata[key] = bool(flag)
-                elif key == _DOCUMENT:
-                    record.document = value
-                    size += len(value) if value is not None else 0
-                elif key == _URI:
-                    record.uri = value
-                elif value is not None:
-                    metadata[key] = value
-                    if type(value) is str:
-                        size += len(value)
-                owner, key, value, flag = next(values, _NO_VALUE)
-            if metadata:
-                record.metadata = metadata
-            page.append(record)
-            size += vector_bytes
+        for seq, name, document, uri, metadata in rows:
+            size += vector_bytes + (len(document) if document else 0) + len(metadata)
+            page.append(Record(seq, name, None, document, _decode(metadata) or None, uri))
             if len(page) >= PAGE_RECORDS or size >= PAGE_BYTES:
                 yield page
                 page, size = [], 0
         if page:
             yield page
+
+    def _add_floats(self, page: list[Record]) -> None:
+        """Add what JSON text from SQLite would round."""
+        by_seq = {record.seq: record for record in page}
+        for seq, key, value in self._connection.execute(
+            f"SELECT id, key, float_value FROM embedding_metadata WHERE id BETWEEN ? AND ? AND {self._is_float}",  # noqa: S608 - names of our own
+            (page[0].seq, page[-1].seq),
+        ):
+            if record := by_seq.get(seq):
+                record.metadata = record.metadata or {}
+                record.metadata[key] = value
 
     def _add_arrays(self, page: list[Record]) -> None:
         by_seq = {record.seq: record for record in page}
@@ -250,23 +214,25 @@ class ChromaFolder:
 
     def problems(self, collection: SourceCollection) -> list[Problem]:
         """Look at every vector of a collection, and at what its files and its log say beyond its records."""
+        self.require_sound()
+        missing: list[str] = []
+        unstorable: list[str] = []
+        unequal: list[str] = []
         try:
             vectors = self._vectors_of(collection)
-            missing: list[str] = []
-            unstorable: list[str] = []
-            unequal: list[str] = []
-            for ids in self._ids(collection):
-                fetched = vectors.fetch(ids)
-                if _all_sound(fetched, collection.dimension):
-                    continue
-                for name, vector in zip(ids, fetched, strict=True):
-                    if vector is None:
-                        missing.append(name)
-                    elif collection.dimension is not None and len(vector) != collection.dimension:
-                        unequal.append(name)
-                    elif not np.isfinite(vector).all():
-                        unstorable.append(name)
-            orphans = self._without_record(collection, vectors)
+            lost, complete = self._without_record(collection, vectors)
+            if not (complete and vectors.all_sound()):
+                for ids in self._ids(collection):
+                    fetched = vectors.fetch(ids)
+                    if are_sound(fetched, collection.dimension):
+                        continue
+                    for name, vector in zip(ids, fetched, strict=True):
+                        if vector is None:
+                            missing.append(name)
+                        elif collection.dimension is not None and len(vector) != collection.dimension:
+                            unequal.append(name)
+                        elif not np.isfinite(vector).all():
+                            unstorable.append(name)
         except sqlite3.DatabaseError as error:
             raise self._unreadable(error) from error
         found = []
@@ -288,19 +254,20 @@ class ChromaFolder:
                 found.append(
                     Problem("error", code, collection.path, message, len(ids), tuple(ids[:SHOWN_IDS]))
                 )
-        if orphans:
+        if lost:
             found.append(
                 Problem(
                     "notice",
                     "record-lost",
                     collection.path,
                     "records that Chroma lost: it shows them no more, but its log or index still holds them",
-                    len(orphans),
-                    tuple(orphans[:SHOWN_IDS]),
+                    len(lost),
+                    tuple(lost[:SHOWN_IDS]),
                 )
             )
         try:
-            found += dangers.in_texts(self._connection, collection.path, self._segment(collection))
+            if not self._texts.result().harmless:
+                found += dangers.in_texts(self._connection, collection.path, self._segment(collection))
             if collection.id == self._collections[0].id:
                 left = dangers.orphans(self._connection, self.path)
                 found += [left] if left else []
@@ -311,7 +278,7 @@ class ChromaFolder:
     def lost(self, collection: SourceCollection) -> Iterator[list[Record]]:
         """Yield the records that Chroma lost, put together from its log and index files; their order is that of their ids."""
         vectors = self._vectors_of(collection)
-        ids = self._without_record(collection, vectors)
+        ids, _ = self._without_record(collection, vectors)
         first = int(collection.state.get("last_embedding_id") or 0) + 1
         for start in range(0, len(ids), PAGE_RECORDS):
             part = ids[start : start + PAGE_RECORDS]
@@ -320,20 +287,21 @@ class ChromaFolder:
                 record.embedding = record.embedding if vector is None else vector
             yield page
 
-    def _without_record(self, collection: SourceCollection, vectors: _Vectors) -> list[str]:
+    def _without_record(
+        self, collection: SourceCollection, vectors: CollectionVectors
+    ) -> tuple[list[str], bool]:
+        """Return (the ids that have a vector and no record, whether every record has a vector)."""
         lost = set(vectors.live_ids())
+        complete = True
         for ids in self._ids(collection):
+            complete = complete and lost.issuperset(ids)
             lost.difference_update(ids)
-        return sorted(lost)
+        return sorted(lost), complete
 
     def size_bytes(self, collection: SourceCollection) -> int:
-        """Return the bytes of a collection's texts (as characters) and vectors."""
-        (texts,) = self._connection.execute(
-            "SELECT coalesce(sum(length(m.string_value)), 0) FROM embeddings e"
-            " JOIN embedding_metadata m ON m.id = e.id WHERE e.segment_id = ?",
-            (self._segment(collection),),
-        ).fetchone()
-        return int(texts) + 4 * (collection.dimension or 0) * collection.count
+        """Return the bytes of a collection's texts and vectors."""
+        texts = self._texts.result().size_bytes.get(self._segment(collection) or "", 0)
+        return texts + 4 * (collection.dimension or 0) * collection.count
 
     def changes(self) -> list[str]:
         """Return what has changed in the folder since the copy was taken; empty when nothing has.
@@ -366,5 +334,6 @@ def open_folder(path: Path, work_folder: Path | None = None) -> Iterator[ChromaF
         SourceError: missing, damaged, or of an unknown layout.
         SourceChangedError: an application keeps writing to it.
     """
-    with snapshot.take(path, work_folder) as taken:
-        yield ChromaFolder(taken)
+    with snapshot.take(path, work_folder) as taken, contextlib.closing(ChromaFolder(taken)) as folder:
+        yield folder
+        folder.require_sound()

@@ -6,6 +6,7 @@ index_metadata.pickle maps the user's ids to labels. Rows are reused after delet
 """
 
 import io
+import math
 import mmap
 import pickle
 import struct
@@ -205,3 +206,26 @@ class HnswIndex:
             stored[unit] *= self._lengths[rows][unit][:, None]
         vectors[found] = stored
         return vectors, found
+
+    def all_sound(self, dimension: int | None) -> bool:
+        """Whether every id of the index has a vector that can be fetched, of this length, without NaN or infinity."""
+        if self.damage or self._elements is None or self.dimension != dimension:
+            return False
+        labels = np.fromiter(self.ids.values(), dtype=np.uint64, count=len(self.ids))
+        if not len(self._labels):
+            return not len(labels)
+        slots = np.minimum(np.searchsorted(self._labels, labels), len(self._labels) - 1)
+        if not bool((self._labels[slots] == labels).all()):
+            return False
+        for start in range(0, len(self._elements), _SCAN_ROWS):
+            part = slice(start, start + _SCAN_ROWS)
+            vectors = self._elements["vector"][part]
+            # Adding up needs no array of its own. What overflows, or is no element any more, only means that a closer look is needed.
+            with np.errstate(over="ignore", invalid="ignore"):
+                if self._lengths is not None:
+                    vectors = vectors * self._lengths[part, None]
+                total = float(np.sum(vectors, dtype=np.float64))
+            self._release()
+            if not math.isfinite(total):
+                return False
+        return True

@@ -1,7 +1,7 @@
 """A private copy of a Chroma folder, taken in moments, so that the source is neither written to nor kept locked.
 
 Chroma (and SQLite) allow no long reader: while one is open, the application's writes and even its start hang. So the database
-is copied with SQLite's backup call, which holds a shared lock only while it copies, and the HNSW files are copied beside it.
+is copied while SQLite holds a shared lock, which is let go of as soon as the copy is there, and the HNSW files are copied beside it.
 """
 
 import contextlib
@@ -99,15 +99,19 @@ def _is_plain(folder: Path) -> bool:
 
 
 def _backup(folder: Path, copy: Path) -> bool:
-    """Copy the database through SQLite; False where SQLite would have to write to the folder for it, or cannot read it."""
+    """Copy the database under a shared lock; False where SQLite would have to write to the folder for it, or cannot read it."""
+    database = (folder / DATABASE).resolve()
     # A percent sign, question mark or hash in the path would be read as part of the URI.
-    uri = f"{(folder / DATABASE).resolve().as_uri()}?mode=ro"
+    uri = f"{database.as_uri()}?mode=ro"
     try:
-        with (
-            contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)) as source,
-            contextlib.closing(sqlite3.connect(copy)) as target,
-        ):
-            source.backup(target)
+        with contextlib.closing(
+            sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+        ) as source:
+            source.execute("BEGIN")
+            # The lock is taken by the first read. No writer gets past it, so the file is as it is between two transactions.
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            # Closing the file lets go of the process's lock on it: nothing is read through SQLite after this.
+            shutil.copyfile(database, copy)
     except sqlite3.DatabaseError:
         copy.unlink(missing_ok=True)
         return False
@@ -149,16 +153,33 @@ def _copy_indexes(folder: Path, copy: Path, segments: list[str]) -> None:
                 shutil.copyfile(folder / segment / name, copy / segment / name)
 
 
-def open_copy(copy: Path) -> sqlite3.Connection:
+def _damaged(what: object) -> SourceError:
+    return SourceError(
+        f"{DATABASE} is damaged: {what}",
+        hint="restore the folder from a backup, or recover the file with `sqlite3 chroma.sqlite3 .recover`",
+    )
+
+
+def connect(copy: Path) -> sqlite3.Connection:
     """Open a copied database; a journal copied with it is rolled back or replayed now.
 
     Raises:
-        SourceError: the database is damaged.
+        SourceError: that cannot be done.
     """
-    database = copy / DATABASE
-    connection = sqlite3.connect(database, check_same_thread=False)
+    connection = sqlite3.connect(copy / DATABASE, check_same_thread=False)
     try:
+        # Nobody needs the copy after a crash.
+        connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA journal_mode = MEMORY")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise _damaged(error) from error
+    return connection
+
+
+def require_sound(connection: sqlite3.Connection) -> None:
+    """Have SQLite look through a database; SourceError names the first damage."""
+    try:
         # The full-text tables are derived from the documents and not read here, so their damage does not matter.
         damage = [
             str(line)
@@ -166,18 +187,9 @@ def open_copy(copy: Path) -> sqlite3.Connection:
             if line != "ok" and "embedding_fulltext" not in str(line)
         ]
     except sqlite3.DatabaseError as error:
-        connection.close()
-        raise SourceError(
-            f"{DATABASE} is damaged: {error}",
-            hint="restore the folder from a backup, or recover the file with `sqlite3 chroma.sqlite3 .recover`",
-        ) from error
+        raise _damaged(error) from error
     if damage:
-        connection.close()
-        raise SourceError(
-            f"{DATABASE} is damaged: {damage[0]}",
-            hint="restore the folder from a backup, or recover the file with `sqlite3 chroma.sqlite3 .recover`",
-        )
-    return connection
+        raise _damaged(damage[0])
 
 
 class Snapshot:
@@ -193,6 +205,12 @@ class Snapshot:
         self.path = path
         self.connection = connection
         self._stamp = stamp
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection of its own to the copy, for a thread that looks at it while others read."""
+        with contextlib.closing(connect(self.path)) as connection:
+            yield connection
 
     def files_unchanged(self) -> bool:
         """Whether no file of the source has another size or time than when the copy was taken."""
@@ -256,6 +274,17 @@ def _require_room(folder: Path, work_folder: Path) -> None:
         )
 
 
+def _segments(connection: sqlite3.Connection, folder: Path) -> list[str]:
+    """Return the names of the live HNSW folders; SourceError where the database does not say."""
+    try:
+        return [str(name) for (name,) in connection.execute(_VECTOR_SEGMENTS)]
+    except sqlite3.DatabaseError as error:
+        raise SourceError(
+            f"{folder / DATABASE} is not a Chroma database: {error}",
+            hint="name the folder that the application gives to chromadb.PersistentClient",
+        ) from error
+
+
 def _take(folder: Path, copy: Path) -> Snapshot:
     pause = threading.Event()
     for attempt in range(_ATTEMPTS):
@@ -266,15 +295,12 @@ def _take(folder: Path, copy: Path) -> Snapshot:
             folder, copy / DATABASE
         ):
             continue
-        connection = open_copy(copy)
+        connection = connect(copy)
         try:
-            segments = [str(name) for (name,) in connection.execute(_VECTOR_SEGMENTS)]
-        except sqlite3.DatabaseError as error:
+            segments = _segments(connection, folder)
+        except SourceError:
             connection.close()
-            raise SourceError(
-                f"{folder / DATABASE} is not a Chroma database: {error}",
-                hint="name the folder that the application gives to chromadb.PersistentClient",
-            ) from error
+            raise
         index_files = _index_files(folder, segments)
         # The copy of the database is older than these; what the log holds beyond them is applied again, which is harmless.
         before = _stamp(index_files)
