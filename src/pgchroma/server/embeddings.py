@@ -1,6 +1,8 @@
 """Embeddings out of a request body: lists of numbers, or strings of base64 with float32 in little-endian order."""
 
 import binascii
+import contextlib
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,9 +14,12 @@ from pgchroma.types import Float32Matrix
 
 _Numbers: TypeAlias = list[list[float] | None]
 _Strings: TypeAlias = list[str | None]
+_Bytes: TypeAlias = list[bytes | None]
 
 _numbers: Decoder[_Numbers] = Decoder(_Numbers)
 _strings: Decoder[_Strings] = Decoder(_Strings)
+# Takes base64 for what it stands for, twice as quickly as over strings, but says less of what is wrong with it.
+_bytes: Decoder[_Bytes] = Decoder(_Bytes)
 _BYTES_PER_FLOAT = 4
 # How upstream's messages write what is no number.
 _RUST_NAMES = {"nan": "NaN", "inf": "inf", "-inf": "-inf"}
@@ -44,7 +49,7 @@ def decode(
             base64, NaN or infinity.
     """
     lists, strings = _entries(raw, member)
-    entries: _Numbers | _Strings = strings if lists is None else lists
+    entries: _Numbers | _Strings | _Bytes = strings if lists is None else lists
     rows = None
     if None in entries:
         if not allow_null:
@@ -77,13 +82,15 @@ def decode(
     return matrix, rows, len(entries)
 
 
-def _entries(raw: Raw, member: str) -> tuple[_Numbers | None, _Strings]:
+def _entries(raw: Raw, member: str) -> tuple[_Numbers | None, _Strings | _Bytes]:
     """Return (lists, strings), the one of the two that the body holds; lists is None when it holds strings."""
     # A quote among the first characters means strings, save after leading nulls; then the second try finds it out.
     strings_first = b'"' in memoryview(raw)[:16].tobytes()
     for strings in (strings_first, not strings_first):
         try:
             if strings:
+                with contextlib.suppress(HttpError):
+                    return None, _bytes.decode(raw)
                 return None, _strings.decode(raw)
             return _numbers.decode(raw), []
         except HttpError as error:
@@ -106,9 +113,13 @@ def _from_lists(entries: _Numbers) -> Float32Matrix:
     return matrix
 
 
-def _from_base64(entries: list[str]) -> Float32Matrix:
+def _from_base64(entries: Sequence[str | bytes]) -> Float32Matrix:
+    """Return the matrix of base64 or, where that is decoded already, of bytes."""
     try:
-        parts = [binascii.a2b_base64(entry, strict_mode=True) for entry in entries]
+        parts = [
+            entry if isinstance(entry, bytes) else binascii.a2b_base64(entry, strict_mode=True)
+            for entry in entries
+        ]
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"Invalid base64 string: {error}") from None
     length = len(parts[0])

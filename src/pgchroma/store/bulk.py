@@ -43,7 +43,7 @@ class Prepared(Sequence[Record]):
 
     def __init__(self, records: Sequence[Record], bits: int | None = None) -> None:
         self._records = records
-        self.kinds = _kinds(records)
+        self.kinds = kinds([record.metadata for record in records])
         self.matrix: Float32Matrix = _matrix(records)
         self.bits = sketches.levels(self.matrix.shape[1]) if bits is None else bits
         self._buffer, self._places = _encode(records, self.matrix, self.bits, self.kinds)
@@ -79,24 +79,25 @@ class Prepared(Sequence[Record]):
         return found
 
 
-def _kinds(records: Sequence[Record]) -> set[tuple[str, str]]:
+def kinds(metadatas: Sequence[Mapping[str, Any] | None]) -> set[tuple[str, str]]:
+    """Return the (metadata key, value type) pairs that occur; None is no value."""
     # By Python's type first, which costs next to nothing; only lists are looked into one by one.
     seen: set[tuple[str, type]] = set()
-    kinds: set[tuple[str, str]] = set()
-    for record in records:
-        if record.metadata:
-            seen.update(zip(record.metadata, map(type, record.metadata.values()), strict=True))
+    found: set[tuple[str, str]] = set()
+    for entry in metadatas:
+        if entry:
+            seen.update(zip(entry, map(type, entry.values()), strict=True))
     lists = {key for key, kind in seen if kind is list}
     for key, kind in seen:
         if kind is not list and kind is not type(None):
-            kinds.add((key, configuration.value_type(kind())))
+            found.add((key, configuration.value_type(kind())))
     if lists:
-        for record in records:
-            for key in lists.intersection(record.metadata or ()):
-                value = (record.metadata or {})[key]
+        for entry in metadatas:
+            for key in lists.intersection(entry or ()):
+                value = (entry or {})[key]
                 if isinstance(value, list):
-                    kinds.add((key, configuration.value_type(value)))
-    return kinds
+                    found.add((key, configuration.value_type(value)))
+    return found
 
 
 def _matrix(records: Sequence[Record]) -> Float32Matrix:

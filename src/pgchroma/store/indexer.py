@@ -24,8 +24,12 @@ from pgchroma.types import Collection
 logger = logging.getLogger("pgchroma.indexer")
 
 LEADER_LOCK = 0x70676978
-# A tail that is still growing is left alone until it is this many times longer than the minimum.
+# A tail that is still growing is left alone until it is this many times longer than the minimum: a build takes a core that the
+# writer could use, and what it has built is soon built again with more. Where nobody reads, it can wait for longer.
 _PATIENCE = 5
+_PATIENCE_UNREAD = 25
+# Scans of the vectors from one look to the next, beyond which somebody reads; the looks themselves make one or two.
+_OWN_SCANS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,9 @@ class Indexer:
         # table number -> as it was at the last look, and as it was when nothing was left to do
         self._seen: dict[int, _Sight] = {}
         self._settled: dict[int, _Sight] = {}
+        self._has_looked = False
+        # table number -> scans of its vectors ever, as of the last look that found it growing
+        self._scans: dict[int, int] = {}
         # table number -> a kind of index that its vectors turned out to be too large for
         self._refused: dict[int, Kind] = {}
         # How documents are indexed in this database.
@@ -74,6 +81,8 @@ class Indexer:
         # PostgreSQL counts from 0 again after a crash.
         self._seen.clear()
         self._settled.clear()
+        self._scans.clear()
+        self._has_looked = False
         while True:
             await self.look(connection)
             await operations.settle(connection, self._settings.index_minimum_rows)
@@ -94,13 +103,15 @@ class Indexer:
             "FROM pgchroma.collections c LEFT JOIN pg_class t ON t.relnamespace = to_regnamespace('pgchroma_data') "
             "AND t.relname = 'v' || c.table_number AND t.relkind = 'r' WHERE c.table_number IS NOT NULL"
         )
+        # A collection that appears between two looks is being filled, most likely.
+        is_first_look, self._has_looked = not self._has_looked, True
         for collection_id, number, inserted, revision in await cursor.fetchall():
             sight = _Sight(inserted, revision)
             if self._settled.get(number) == sight:
                 continue
             before = self._seen.get(number)
             self._seen[number] = sight
-            growing = before is not None and before.inserted != inserted
+            growing = not is_first_look if before is None else before.inserted != inserted
             # Deleted meanwhile: nothing to do.
             with suppress(psycopg.errors.UndefinedTable, NotFoundError):
                 try:
@@ -117,8 +128,9 @@ class Indexer:
         number = collection.table_number
         if number is None:
             return False
-        minimum = self._settings.index_minimum_rows
-        enough = _PATIENCE * minimum if growing else minimum
+        enough = self._settings.index_minimum_rows
+        if growing:
+            enough *= _PATIENCE if await self._is_read(connection, number) else _PATIENCE_UNREAD
         done = True
         rows, high = await _tail(connection, tables.records(number), segments.watermark(records))
         if high is not None and rows >= enough:
@@ -131,6 +143,18 @@ class Indexer:
             # Documents come last, when the writers are done: their index takes longest and the fewest queries ask for it.
             return False
         return not await self._advance_documents(connection, collection) and done
+
+    async def _is_read(self, connection: Connection, number: int) -> bool:
+        """Whether somebody has searched a collection's vectors since the last look that found it growing."""
+        cursor = await connection.execute(
+            "SELECT seq_scan + coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relid = to_regclass(%s)",
+            [f"{tables.SCHEMA}.v{number}"],
+        )
+        row = await cursor.fetchone()
+        scans = int(row[0]) if row else 0
+        before = self._scans.get(number, 0)
+        self._scans[number] = scans
+        return scans - before > _OWN_SCANS
 
     async def _advance_documents(self, connection: Connection, collection: Collection) -> bool:
         """Index the documents of a segment that lacks it, or has it by another method; whether there was one."""

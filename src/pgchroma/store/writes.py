@@ -4,15 +4,12 @@ Two batches that touch the same ids always lock them in the same order: existing
 What still collides (two batches adding the same new id) fails with a race that `Database.write` repeats.
 """
 
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 import psycopg
-from numpy.typing import NDArray
 from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
@@ -20,39 +17,21 @@ from pgchroma.store import (
     bulk,
     catalog,
     configuration,
+    inserts,
     metadata,
     operations,
     reads,
     sketches,
     sparse,
-    tables,
     text,
     vectors,
 )
 from pgchroma.store.connection import Connection
+from pgchroma.store.inserts import Change
 from pgchroma.types import Collection, Filter, Float32Matrix, Record, RecordBatch
 
-_NULL = b"\xff\xff\xff\xff"
-_LENGTH = struct.Struct("!i").pack
-_TWO_NUMBERS = struct.Struct("!hiqiq").pack
 
-
-@dataclass(slots=True)
-class _Change:
-    """What one batch does to one id, its duplicates folded together."""
-
-    key: str
-    full: str | None
-    row: int | None = None
-    document: str | None = None
-    uri: str | None = None
-    patch: dict[str, Any] | None = None
-    seq: int = 0
-    vseq: int = 0
-    old_metadata: dict[str, Any] | None = field(default=None)
-
-
-def _fold(batch: RecordBatch, *, first_wins: bool) -> dict[str, _Change]:
+def _fold(batch: RecordBatch, *, first_wins: bool) -> dict[str, Change]:
     """Return the batch by id key; with `first_wins` later duplicates are ignored, otherwise they are merged in order."""
     rows: Sequence[int | None]
     if batch.embeddings is None:
@@ -63,12 +42,12 @@ def _fold(batch: RecordBatch, *, first_wins: bool) -> dict[str, _Change]:
         rows = [None] * len(batch)
         for row, position in enumerate(batch.embedding_rows):
             rows[position] = row
-    changes: dict[str, _Change] = {}
+    changes: dict[str, Change] = {}
     for position, record_id in enumerate(batch.ids):
         key, full = text.id_key(record_id)
         change = changes.get(key)
         if change is None:
-            change = changes[key] = _Change(key, full)
+            change = changes[key] = Change(key, full)
         elif first_wins:
             continue
         if rows[position] is not None:
@@ -133,14 +112,7 @@ def require_dimension(collection: Collection, dimension: int) -> None:
 async def _discover(
     connection: Connection, collection: Collection, metadatas: Sequence[Mapping[str, Any] | None]
 ) -> None:
-    seen = {
-        (key, configuration.value_type(value))
-        for patch in metadatas
-        if patch
-        for key, value in patch.items()
-        if value is not None
-    }
-    await catalog.add_discovered_keys(connection, collection, seen)
+    await catalog.add_discovered_keys(connection, collection, bulk.kinds(metadatas))
 
 
 async def add(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
@@ -151,12 +123,12 @@ async def add(connection: Connection, collection_id: UUID, batch: RecordBatch) -
     collection = await _target(connection, collection_id, batch, discover=False)
     changes = _fold(batch, first_wins=True)
     cursor = await connection.execute(
-        sql.SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(_records(collection)), [list(changes)]
+        sql.SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(inserts.records(collection)), [list(changes)]
     )
     for row in await cursor.fetchall():
         del changes[row[0]]
     await _discover(connection, collection, [change.patch for change in changes.values()])
-    await _insert(connection, collection, list(changes.values()), _matrix(batch))
+    await inserts.insert(connection, collection, list(changes.values()), _matrix(batch))
     await operations.note(connection, collection_id, len(batch))
 
 
@@ -170,7 +142,7 @@ async def upsert(connection: Connection, collection_id: UUID, batch: RecordBatch
     existing = await _lock(connection, collection, changes)
     await _update(connection, collection, existing, _matrix(batch))
     new = [change for change in changes.values() if not change.seq]
-    await _insert(connection, collection, new, _matrix(batch))
+    await inserts.insert(connection, collection, new, _matrix(batch))
     await operations.note(connection, collection_id, len(batch))
 
 
@@ -196,13 +168,13 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
     if collection.table_number is None:
         return 0
     victims = sql.SQL("SELECT seq FROM {} AS record WHERE {} ORDER BY seq LIMIT {}").format(
-        _records(collection), condition, sql.Literal(selection.limit)
+        inserts.records(collection), condition, sql.Literal(selection.limit)
     )
     query = sql.SQL(
         "SELECT record.seq, record.vseq, {} FROM {} AS record WHERE {}{} ORDER BY record.id FOR UPDATE"
     ).format(
         sql.SQL("record.document" if compiler.patterns else "NULL"),
-        _records(collection),
+        inserts.records(collection),
         condition,
         sql.SQL("") if selection.limit is None else sql.SQL(" AND record.seq IN ({})").format(victims),
     )
@@ -214,8 +186,8 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
             raise psycopg.errors.SerializationFailure("a document changed after it was searched")
     if rows:
         # Separate statements: they must see what other transactions committed while this one waited for the locks.
-        await _delete_rows(connection, _records(collection), [row[0] for row in rows])
-        await _delete_rows(connection, _embeddings(collection), [row[1] for row in rows])
+        await _delete_rows(connection, inserts.records(collection), [row[0] for row in rows])
+        await _delete_rows(connection, inserts.embeddings(collection), [row[1] for row in rows])
         await sparse.delete(connection, collection, [row[0] for row in rows])
         await operations.note(connection, collection_id, len(rows))
     return len(rows)
@@ -231,27 +203,21 @@ async def copy_records(connection: Connection, collection: Collection, records: 
         prepared = bulk.Prepared(list(prepared), collection.sketch)
     await catalog.add_discovered_keys(connection, collection, prepared.kinds)
     await sketches.note_lengths(connection, collection, prepared.matrix)
-    seqs = await _next_seqs(connection, len(prepared))
+    seqs = await inserts.next_seqs(connection, len(prepared))
     columns = bulk.COLUMNS if prepared.bits else bulk.COLUMNS[:-1]
-    table = sql.SQL("{} ({})").format(_records(collection), sql.SQL(", ").join(map(sql.Identifier, columns)))
-    await _copy(connection, table, prepared.numbered(seqs))
-    await _copy(connection, _embeddings(collection), vectors.copy_buffer(seqs, seqs, prepared.matrix))
+    table = sql.SQL("{} ({})").format(
+        inserts.records(collection), sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
+    await inserts.copy(connection, table, prepared.numbered(seqs))
+    await inserts.copy(
+        connection, inserts.embeddings(collection), vectors.copy_buffer(seqs, seqs, prepared.matrix)
+    )
     key = configuration.sparse_key(collection.schema)
     if key is not None:
         found = {int(seqs[place]): {key: value} for place, value in prepared.sparse(key).items()}
         await sparse.insert(connection, collection, found)
     await operations.note(connection, collection.id, len(prepared))
     return len(prepared)
-
-
-def _records(collection: Collection) -> sql.Identifier:
-    assert collection.table_number is not None  # noqa: S101 - callers checked it
-    return tables.records(collection.table_number)
-
-
-def _embeddings(collection: Collection) -> sql.Identifier:
-    assert collection.table_number is not None  # noqa: S101 - callers checked it
-    return tables.embeddings(collection.table_number)
 
 
 def _matrix(batch: RecordBatch) -> Float32Matrix:
@@ -262,20 +228,13 @@ async def _delete_rows(connection: Connection, table: sql.Identifier, seqs: list
     await connection.execute(sql.SQL("DELETE FROM {} WHERE seq = ANY(%s::bigint[])").format(table), [seqs])
 
 
-async def _next_seqs(connection: Connection, count: int) -> NDArray[np.int64]:
-    cursor = await connection.execute(
-        "SELECT nextval('pgchroma.record_seqs') FROM generate_series(1, %s)", [count]
-    )
-    return np.array([row[0] for row in await cursor.fetchall()], dtype=np.int64)
-
-
 async def _lock(
-    connection: Connection, collection: Collection, changes: Mapping[str, _Change]
-) -> list[_Change]:
+    connection: Connection, collection: Collection, changes: Mapping[str, Change]
+) -> list[Change]:
     """Lock the records that exist, by id, and note their numbers and, where it is to be merged, their metadata."""
     query = sql.SQL(
         "SELECT id, seq, vseq, metadata::text, metadata_exact FROM {} WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
-    ).format(_records(collection))
+    ).format(inserts.records(collection))
     cursor = await connection.execute(query, [list(changes)])
     existing = []
     for key, seq, vseq, stored, exact in await cursor.fetchall():
@@ -288,7 +247,7 @@ async def _lock(
 
 
 async def _update(
-    connection: Connection, collection: Collection, changes: list[_Change], embeddings: Float32Matrix
+    connection: Connection, collection: Collection, changes: list[Change], embeddings: Float32Matrix
 ) -> None:
     if not changes:
         return
@@ -296,11 +255,13 @@ async def _update(
     new_vseqs: dict[int, int] = {}
     new_sketches: dict[int, str] = {}
     if moved:
-        numbers = await _next_seqs(connection, len(moved))
+        numbers = await inserts.next_seqs(connection, len(moved))
         seqs = np.array([change.seq for change in moved], dtype=np.int64)
-        matrix = embeddings[_row_numbers(moved)]
-        await _copy(connection, _embeddings(collection), vectors.copy_buffer(numbers, seqs, matrix))
-        await _delete_rows(connection, _embeddings(collection), [change.vseq for change in moved])
+        matrix = embeddings[inserts.row_numbers(moved)]
+        await inserts.copy(
+            connection, inserts.embeddings(collection), vectors.copy_buffer(numbers, seqs, matrix)
+        )
+        await _delete_rows(connection, inserts.embeddings(collection), [change.vseq for change in moved])
         new_vseqs = {change.seq: int(number) for change, number in zip(moved, numbers, strict=True)}
         if bits := collection.sketch:
             packed = sketches.encode(matrix, bits)
@@ -322,7 +283,7 @@ async def _update(
         "FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::bool[], %s::text[], %s::text[], %s::varbit[]) "
         "AS n (seq, vseq, document, uri, has_metadata, metadata, exact, sketch) WHERE record.seq = n.seq"
     ).format(
-        _records(collection),
+        inserts.records(collection),
         sql.SQL(", sketch = coalesce(n.sketch, record.sketch)" if collection.sketch else ""),
     )
     await connection.execute(
@@ -339,60 +300,3 @@ async def _update(
         ],
     )
     await sparse.update(connection, collection, {change.seq: change.patch for change in changes})
-
-
-async def _insert(
-    connection: Connection, collection: Collection, changes: list[_Change], embeddings: Float32Matrix
-) -> None:
-    if not changes:
-        return
-    seqs = await _next_seqs(connection, len(changes))
-    for change, seq in zip(changes, seqs, strict=True):
-        change.seq = int(seq)
-    matrix = embeddings[_row_numbers(changes)]
-    await sketches.note_lengths(connection, collection, matrix)
-    dimension, bits = int(matrix.shape[1]), collection.sketch
-    packed = sketches.encode(matrix, bits) if bits else None
-    fields = 8 if packed is None else 9
-    buffer = [vectors.COPY_HEADER]
-    for position, change in sorted(enumerate(changes), key=lambda pair: pair[1].key):
-        cleaned = metadata.merge(None, change.patch) if change.patch else None
-        stored, exact = metadata.encode(cleaned) if cleaned else (None, None)
-        buffer.append(_TWO_NUMBERS(fields, 8, change.seq, 8, change.seq))
-        buffer.append(_text_field(change.key))
-        buffer.append(_NULL if change.full is None else _text_field(change.full))
-        buffer.append(_NULL if change.document is None else _encoded_field(change.document))
-        buffer.append(_NULL if stored is None else _LENGTH(len(stored) + 1) + b"\x01" + stored)
-        buffer.append(_NULL if exact is None else _text_field(exact))
-        buffer.append(_NULL if change.uri is None else _encoded_field(change.uri))
-        if packed is not None:
-            buffer.append(sketches.copy_field(packed[position], dimension, bits))
-    buffer.append(vectors.COPY_TRAILER)
-    columns = sql.SQL("seq, vseq, id, id_full, document, metadata, metadata_exact, uri{}").format(
-        sql.SQL("" if packed is None else ", sketch")
-    )
-    await _copy(connection, sql.SQL("{} ({})").format(_records(collection), columns), b"".join(buffer))
-    await _copy(connection, _embeddings(collection), vectors.copy_buffer(seqs, seqs, matrix))
-    await sparse.insert(connection, collection, {change.seq: change.patch for change in changes})
-
-
-def _row_numbers(changes: Sequence[_Change]) -> NDArray[np.int64]:
-    return np.array([change.row for change in changes], dtype=np.int64)
-
-
-def _text_field(value: str) -> bytes:
-    data = value.encode()
-    return _LENGTH(len(data)) + data
-
-
-def _encoded_field(value: str) -> bytes:
-    data = text.encode_utf8(value)
-    return _LENGTH(len(data)) + data
-
-
-async def _copy(connection: Connection, table: sql.Composable, buffer: bytes | bytearray) -> None:
-    async with (
-        connection.cursor() as cursor,
-        cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(table)) as copy,
-    ):
-        await copy.write(buffer)

@@ -1,0 +1,159 @@
+"""Inserting new records: while PostgreSQL takes their vectors in, the rest of them is encoded here.
+
+Both take about as long as each other, each on a core of its own.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from pgchroma.store import metadata, sketches, sparse, tables, text, vectors
+from pgchroma.store.connection import Connection
+from pgchroma.types import Collection, Float32Matrix
+
+_NULL = b"\xff\xff\xff\xff"
+_LENGTH = struct.Struct("!i").pack
+_TWO_NUMBERS = struct.Struct("!hiqiq").pack
+# Handed to libpq at a time; what the socket does not take of it is moved about in memory.
+_PORTION_BYTES = 128 * 1024
+# Encoded between two looks at whether the socket takes more; PostgreSQL needs longer than that for what the socket holds.
+_STEP = 50
+
+
+@dataclass(slots=True)
+class Change:
+    """What one batch does to one id, its duplicates folded together."""
+
+    key: str
+    full: str | None
+    row: int | None = None
+    document: str | None = None
+    uri: str | None = None
+    patch: dict[str, Any] | None = None
+    seq: int = 0
+    vseq: int = 0
+    old_metadata: dict[str, Any] | None = None
+
+
+def records(collection: Collection) -> sql.Identifier:
+    """Return the records table of a collection that has one."""
+    assert collection.table_number is not None  # noqa: S101 - callers checked it
+    return tables.records(collection.table_number)
+
+
+def embeddings(collection: Collection) -> sql.Identifier:
+    """Return the vectors table of a collection that has one."""
+    assert collection.table_number is not None  # noqa: S101 - callers checked it
+    return tables.embeddings(collection.table_number)
+
+
+async def next_seqs(connection: Connection, count: int) -> NDArray[np.int64]:
+    """Return so many numbers that no other record has."""
+    cursor = await connection.execute(
+        "SELECT nextval('pgchroma.record_seqs') FROM generate_series(1, %s)", [count]
+    )
+    return np.array([row[0] for row in await cursor.fetchall()], dtype=np.int64)
+
+
+def row_numbers(changes: Sequence[Change]) -> NDArray[np.int64]:
+    """Return the rows of the batch's matrix that hold the embeddings of changes that each have one."""
+    return np.array([change.row for change in changes], dtype=np.int64)
+
+
+async def insert(
+    connection: Connection, collection: Collection, changes: Sequence[Change], matrix: Float32Matrix
+) -> None:
+    """Insert records whose ids are new.
+
+    Args:
+        matrix: shape (n, dimension), the embeddings of the batch; each change names its row.
+    """
+    if not changes:
+        return
+    seqs = await next_seqs(connection, len(changes))
+    for change, seq in zip(changes, seqs.tolist(), strict=True):
+        change.seq = seq
+    rows = row_numbers(changes)
+    if len(rows) != len(matrix) or not np.array_equal(rows, np.arange(len(rows))):
+        matrix = matrix[rows]
+    await sketches.note_lengths(connection, collection, matrix)
+    stream: list[bytes] = []
+    await _copy_beside(
+        connection,
+        embeddings(collection),
+        vectors.copy_buffer(seqs, seqs, matrix),
+        _encoding(changes, matrix, collection.sketch, stream),
+    )
+    columns = sql.SQL("seq, vseq, id, id_full, document, metadata, metadata_exact, uri{}").format(
+        sql.SQL(", sketch" if collection.sketch else "")
+    )
+    await copy(connection, sql.SQL("{} ({})").format(records(collection), columns), b"".join(stream))
+    await sparse.insert(connection, collection, {change.seq: change.patch for change in changes})
+
+
+def _encoding(
+    changes: Sequence[Change], matrix: Float32Matrix, bits: int, stream: list[bytes]
+) -> Iterator[None]:
+    """Write the records into `stream` as COPY BINARY, a few at each step."""
+    dimension = int(matrix.shape[1])
+    fields = 9 if bits else 8
+    stream.append(vectors.COPY_HEADER)
+    # By id, so that batches with the same new ids wait for each other in the same order.
+    ordered = sorted(enumerate(changes), key=lambda pair: pair[1].key)
+    for start in range(0, len(ordered), _STEP):
+        part = ordered[start : start + _STEP]
+        packed = sketches.encode(matrix[[position for position, _ in part]], bits) if bits else None
+        for place, (_, change) in enumerate(part):
+            cleaned = metadata.merge(None, change.patch) if change.patch else None
+            stored, exact = metadata.encode(cleaned) if cleaned else (None, None)
+            stream += (
+                _TWO_NUMBERS(fields, 8, change.seq, 8, change.seq),
+                _text_field(change.key),
+                _NULL if change.full is None else _text_field(change.full),
+                _NULL if change.document is None else _encoded_field(change.document),
+                _NULL if stored is None else _LENGTH(len(stored) + 1) + b"\x01" + stored,
+                _NULL if exact is None else _text_field(exact),
+                _NULL if change.uri is None else _encoded_field(change.uri),
+                b"" if packed is None else sketches.copy_field(packed[place], dimension, bits),
+            )
+        yield
+    stream.append(vectors.COPY_TRAILER)
+
+
+def _text_field(value: str) -> bytes:
+    data = value.encode()
+    return _LENGTH(len(data)) + data
+
+
+def _encoded_field(value: str) -> bytes:
+    data = text.encode_utf8(value)
+    return _LENGTH(len(data)) + data
+
+
+async def copy(connection: Connection, table: sql.Composable, buffer: bytes | bytearray) -> None:
+    """Send a whole COPY BINARY stream."""
+    await _copy_beside(connection, table, buffer, iter(()))
+
+
+async def _copy_beside(
+    connection: Connection, table: sql.Composable, buffer: bytes | bytearray, work: Iterator[None]
+) -> None:
+    """Send a whole COPY BINARY stream, as much as PostgreSQL takes after each step of `work`, which goes on meanwhile."""
+    rest = memoryview(buffer)
+    async with (
+        connection.cursor() as cursor,
+        cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(table)) as sending,
+    ):
+        # psycopg waits until each piece is sent; libpq itself can be asked to send what the socket takes.
+        pgconn = connection.pgconn
+        for _ in work:
+            while len(rest) > _PORTION_BYTES and pgconn.flush() == 0:
+                pgconn.put_copy_data(rest[:_PORTION_BYTES])
+                rest = rest[_PORTION_BYTES:]
+        # Never nothing: psycopg would take the stream for one without a beginning.
+        await sending.write(bytes(rest))
