@@ -410,3 +410,34 @@ async def test_deleting_a_collection_does_not_wait_for_its_index(store: Store, d
 
         await eventually("the next collection to be indexed", built)
         assert not task.done()
+
+
+async def test_a_growing_collection_is_indexed_sooner_where_somebody_searches_it(database_url: str) -> None:
+    # One connection, so that what it counts can be told to PostgreSQL before each look.
+    async with (
+        await Store.open(database_url, StoreSettings(pool_size=1, index_minimum_rows=MINIMUM)) as store,
+        await Connection.connect(database_url, autocommit=True) as connection,
+    ):
+        mine = indexer.Indexer(database_url, store.settings)
+        await mine.look(connection)
+        collection = await make(store)
+
+        async def grow(number: int, rows: int) -> list[Segment]:
+            await fill(store, collection, points(rows, seed=number), f"{number}-")
+            async with store.transaction() as lent:
+                await lent.execute("SELECT pg_stat_force_next_flush()")
+            await mine.look(connection)
+            return await segments_of(database_url, collection)
+
+        assert await grow(1, 6 * MINIMUM) == []
+        assert await grow(2, 10) == []
+        for seed in range(20):
+            await nearest(store, collection, points(1, seed=seed)[0].tolist(), 1)
+        assert [part.rows for part in await grow(3, 10)] == [6 * MINIMUM + 20]
+        # And in any case once it has grown very long.
+        other = await make(store, "other")
+        await fill(store, other, points(25 * MINIMUM))
+        async with store.transaction() as lent:
+            await lent.execute("SELECT pg_stat_force_next_flush()")
+        await mine.look(connection)
+        assert [part.rows for part in await segments_of(database_url, other)] == [25 * MINIMUM]
