@@ -4,11 +4,13 @@ import asyncio
 import json
 import signal
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 
 from pgchroma.exit_codes import ExitCode
+from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.store import Store
 from pgchroma.types import Record, RecordBatch
 from support import chroma
@@ -127,6 +129,52 @@ def test_killed_and_resumed(folder: Path, database_url: str, tmp_path: Path, pla
     assert sum(item["written"] for item in receipt["collections"]) == 465
     # Nothing is left to resume.
     assert resume(database_url, tmp_path / "again.json").code == ExitCode.REFUSED
+
+
+_KILL_BEFORE_RECEIPT = """
+import os, signal
+from pgchroma.migrate import receipt
+write = receipt.write
+
+def write_no_receipt(path, content):
+    if "result" in content:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, content)
+
+receipt.write = write_no_receipt
+"""
+
+
+def test_killed_between_the_last_proof_and_the_receipt(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    arguments = ("migrate", "run", folder, "--database-url", database_url)
+    killed = pgchroma(*arguments, prelude=_KILL_BEFORE_RECEIPT, TMPDIR=str(tmp_path))
+    assert killed.code == -signal.SIGKILL
+    # Without naming the run: it is not through before its receipt is there.
+    done = resume(database_url, tmp_path / "receipt.json")
+    assert done.code == ExitCode.OK, done.stderr
+    require_everything_once(database_url)
+    assert json.loads((tmp_path / "receipt.json").read_text())["result"] == "equal"
+    assert resume(database_url, tmp_path / "again.json").code == ExitCode.REFUSED
+
+
+def test_killed_when_the_folder_is_in_its_place_and_the_receipt_is_not(folder: Path, tmp_path: Path) -> None:
+    back, receipt = tmp_path / "back", tmp_path / "receipts" / "back.json"
+    arguments = ("--to", back, "--chromadb-python", sys.executable, "--receipt", receipt)
+    killed = pgchroma(
+        "migrate", "run", folder, *arguments, prelude=_KILL_BEFORE_RECEIPT, TMPDIR=str(tmp_path)
+    )
+    assert killed.code == -signal.SIGKILL, killed.stderr
+    assert back.is_dir()
+    assert not receipt.exists()
+
+    done = pgchroma("migrate", "resume", *arguments, "--format", "json")
+    assert done.code == ExitCode.OK, done.stderr
+    assert json.loads(receipt.read_text())["result"] == "equal"
+    with open_folder(back) as source:
+        assert sum(item.count for item in source.collections()) == 465
+    assert pgchroma("migrate", "resume", *arguments).code != ExitCode.OK
 
 
 def test_killed_again_and_again(folder: Path, database_url: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pgchroma.cli import migrate_options as shared
 from pgchroma.cli import migrate_text as texts
 from pgchroma.cli.migrate_more import MORE
 from pgchroma.cli.migrate_options import Given
-from pgchroma.cli.options import database_options, format_option
+from pgchroma.cli.options import database_options, format_option, run_id, work_folder
 from pgchroma.errors import PgchromaError, RefusedError
 from pgchroma.migrate import increments, journal, places, runner
 from pgchroma.migrate import plan as plans
@@ -33,6 +33,16 @@ from pgchroma.migrate.remote.sink import ServerSink
 from pgchroma.migrate.reverify import limits_of
 from pgchroma.migrate.selection import Selected
 from pgchroma.migrate.sink import StoreSink
+
+_since = click.option(
+    "--since",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Bring the target, as this receipt left it, to the state of the source, a pgchroma database: apply what was born, changed "
+    "or deleted since.",
+)
+_dry_run = click.option(
+    "--dry-run", is_flag=True, help="Make every check of a run, show its plan, and write nothing."
+)
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +80,7 @@ def migrate() -> None:
 @shared.target_options
 @shared.selection_options
 @shared.policy_options
-@shared.work_folder
+@work_folder
 @format_option
 def plan(source: str, fmt: output.Format, **given: Any) -> None:
     """Show what would be moved, how long it takes, and every problem found; writes nothing.
@@ -111,15 +121,11 @@ def plan(source: str, fmt: output.Format, **given: Any) -> None:
 @shared.target_options
 @shared.selection_options
 @shared.policy_options
-@shared.work_folder
+@work_folder
 @shared.receipt_out
 @shared.log_file
-@click.option(
-    "--since",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Apply to the target only what was born, changed or deleted in the source, a pgchroma database, since this receipt.",
-)
-@click.option("--dry-run", is_flag=True, help="Make every check of a run, show its plan, and write nothing.")
+@_since
+@_dry_run
 @format_option
 def run(
     source: str,
@@ -149,7 +155,7 @@ def run(
 @shared.source_access
 @shared.selection_options
 @shared.policy_options
-@shared.work_folder
+@work_folder
 @shared.receipt_out
 @shared.log_file
 @click.option("--chromadb-version", help="The release of chromadb that writes a target folder.")
@@ -158,15 +164,23 @@ def run(
     type=click.Path(path_type=Path, dir_okay=False),
     help="A Python that has this release installed.",
 )
+@_since
+@_dry_run
 @format_option
 def export(
-    target: str, source: str | None, receipt_path: Path | None, fmt: output.Format, **given: Any
+    target: str,
+    source: str | None,
+    receipt_path: Path | None,
+    since: Path | None,
+    dry_run: bool,
+    fmt: output.Format,
+    **given: Any,
 ) -> None:
     """Write the database to TARGET, e.g. FILE.jsonl.zst, DIR.parquet or a Chroma folder, and prove it; `run` the other way round."""
     given["target"] = None
     origin = source or shared.target_of(given).text
-    found = start_run(origin, shared.place_of(target, "target", given), receipt_path, None, False, given)
-    output.emit(found, fmt, texts.result(found))
+    found = start_run(origin, shared.place_of(target, "target", given), receipt_path, since, dry_run, given)
+    output.emit(found, fmt, texts.plan(found) if dry_run else texts.result(found))
 
 
 def start_run(
@@ -184,6 +198,10 @@ def start_run(
     shared.log_to(given.get("log_file"))
     ident = uuid4()
     path = receipt_path or receipts.default_path(ident)
+    if since and dry_run:
+        raise RefusedError(
+            "--since has no dry run: what is newer is known when it is applied", hint="leave --dry-run out"
+        )
     if since:
         return shared.carry_out(_increment(place, target, settings, path, receipts.read(since)))
 
@@ -247,11 +265,11 @@ async def _increment(place: Place, target: Place, settings: Given, path: Path, r
     "--source",
     help="Where the source is now; needed when it is elsewhere than when the migration began, or is a database.",
 )
-@shared.run_id
+@run_id
 @database_options
 @shared.source_access
 @shared.target_options
-@shared.work_folder
+@work_folder
 @shared.receipt_out
 @shared.log_file
 @format_option
@@ -292,7 +310,7 @@ def resume(
 
 
 @migrate.command()
-@shared.run_id
+@run_id
 @database_options
 @format_option
 def status(run_id: UUID | None, fmt: output.Format, **given: Any) -> None:

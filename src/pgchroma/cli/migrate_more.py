@@ -14,7 +14,7 @@ from pgchroma import output
 from pgchroma.cli import migrate_options as shared
 from pgchroma.cli import migrate_text as texts
 from pgchroma.cli.migrate_options import Given
-from pgchroma.cli.options import database_options, format_option, required_url
+from pgchroma.cli.options import database_options, format_option, required_url, run_id, work_folder
 from pgchroma.errors import ConfigurationError, RefusedError, VerificationError
 from pgchroma.migrate import cleanup as cleanups
 from pgchroma.migrate import places, reverify
@@ -59,7 +59,7 @@ from pgchroma.store import Store, quarantine
 @shared.target_options
 @shared.selection_options
 @shared.policy_options
-@shared.work_folder
+@work_folder
 @shared.log_file
 @format_option
 def verify(
@@ -173,7 +173,7 @@ def _named(source: Source, receipt: Json) -> Source:
 
 
 @click.command(name="quarantine")
-@shared.run_id
+@run_id
 @database_options
 @format_option
 def show_quarantine(run_id: UUID | None, fmt: output.Format, **given: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pgchroma.cli import options
 from pgchroma.cli.options import required_url
 from pgchroma.errors import ConfigurationError, InterruptedMigrationError
 from pgchroma.migrate import places
@@ -25,18 +26,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 source_argument = click.argument("source")
 
-work_folder = click.option(
-    "--work-folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where to keep private copies of sources while they are read. Default: the system's temporary folder.",
-)
-receipt_out = click.option(
-    "--receipt",
-    "receipt_path",
-    type=_FILE,
-    help="Where to write the receipt; the report for people stands beside it. Default: receipts/migration-<run>.json.",
-)
-run_id = click.option("--run", "run_id", type=click.UUID, help="The migration's id, as `status` shows it.")
+receipt_out = options.receipt_out("migration")
 log_file = click.option(
     "--log-file", type=_FILE, help="Also write what happens, with times, to the end of this file."
 )

@@ -13,6 +13,24 @@ from pgchroma.errors import ConfigurationError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+work_folder = click.option(
+    "--work-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to keep private copies of sources while they are read. Default: the system's temporary folder.",
+)
+run_id = click.option("--run", "run_id", type=click.UUID, help="The run's id, as `status` shows it.")
+
+
+def receipt_out(name: str) -> Callable[[Command], Command]:
+    """Return what adds `--receipt`, passed as `receipt_path`; `name` is what a receipt's file name begins with."""
+    return click.option(
+        "--receipt",
+        "receipt_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help=f"Where to write the receipt. Default: receipts/{name}-<run>.json; where there is a report for people, it stands beside.",
+    )
+
+
 def format_option(command: Command) -> Command:
     """Add `--format`, passed as `fmt`."""
     return click.option(

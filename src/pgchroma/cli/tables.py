@@ -9,7 +9,14 @@ import click
 
 from pgchroma import output
 from pgchroma.cli import tables_text as texts
-from pgchroma.cli.options import database_options, format_option, required_url
+from pgchroma.cli.options import (
+    database_options,
+    format_option,
+    receipt_out,
+    required_url,
+    run_id,
+    work_folder,
+)
 from pgchroma.errors import ConfigurationError, InterruptedMigrationError
 from pgchroma.migrate import receipt as receipts
 from pgchroma.migrate.progress import display
@@ -31,18 +38,6 @@ _schema = click.option(
     show_default=True,
     help="Target schema of the suggested mapping; a mapping file names its own.",
 )
-_work_folder = click.option(
-    "--work-folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where to keep the private copy of the source while it is read. Default: the system's temporary folder.",
-)
-_receipt_out = click.option(
-    "--receipt",
-    "receipt_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where to write the receipt. Default: receipts/tables-<run>.json.",
-)
-_run_id = click.option("--run", "run_id", type=click.UUID, help="The run's id, as `status` shows it.")
 
 
 def _suggestion(database: Database, mapping_path: Path | None, schema: str) -> Suggestion:
@@ -97,7 +92,7 @@ def tables() -> None:
 @_mapping
 @_schema
 @database_options
-@_work_folder
+@work_folder
 @click.option(
     "--write-mapping",
     "write_mapping",
@@ -152,8 +147,8 @@ def _write_mapping(path: Path, source: Path, found: Suggestion) -> None:
 @_mapping
 @_schema
 @database_options
-@_work_folder
-@_receipt_out
+@work_folder
+@receipt_out("tables")
 @click.option(
     "--dry-run", is_flag=True, help="Make every check of a run, show the statements, and write nothing."
 )
@@ -208,10 +203,10 @@ def _interrupted() -> InterruptedMigrationError:
     type=click.Path(path_type=Path),
     help="Where the file is now, if it is elsewhere than when the run began.",
 )
-@_run_id
+@run_id
 @database_options
-@_work_folder
-@_receipt_out
+@work_folder
+@receipt_out("tables")
 @format_option
 def resume(
     source: Path | None,
@@ -242,7 +237,7 @@ def resume(
 
 
 @tables.command("status")
-@_run_id
+@run_id
 @database_options
 @format_option
 def show_status(
@@ -273,7 +268,7 @@ def show_status(
     "--source", type=click.Path(path_type=Path), help="Where the SQLite file is now, if it was moved."
 )
 @database_options
-@_work_folder
+@work_folder
 @format_option
 def verify(
     receipt_path: Path,

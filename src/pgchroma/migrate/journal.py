@@ -64,6 +64,12 @@ def read(path: Path) -> Json:
     return content
 
 
+def was_publishing(receipt_path: Path) -> bool:
+    """Whether the run with this receipt was interrupted while it put its proven result in its place."""
+    path = path_for(receipt_path)
+    return path.exists() and read(path).get("publishing") is not None
+
+
 class Journal:
     """The journal of one run, kept in memory and written whole at each step: it is small."""
 
@@ -168,6 +174,17 @@ class Journal:
         row["phase"] = phase
         if errors is not None:
             row["errors"] = errors
+        self._write()
+
+    @property
+    def publishing(self) -> Json | None:
+        """What `note_publishing` noted, None when it was not called."""
+        told: Json | None = self.content.get("publishing")
+        return told
+
+    def note_publishing(self, told: Json) -> None:
+        """Note that the proven result is about to be put in its place, and what a receipt will say about that."""
+        self.content["publishing"] = told
         self._write()
 
     def remove(self) -> None:

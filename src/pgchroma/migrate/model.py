@@ -269,6 +269,9 @@ class Sink(Protocol):
     async def publish(self) -> Json:
         """Put the result in its place once it is proven; return what the receipt says about that."""
 
+    async def finish(self) -> None:
+        """Forget what was kept for resuming: the receipt is written."""
+
     async def close(self) -> None:
         """Let go of whatever is open; called in any case."""
 

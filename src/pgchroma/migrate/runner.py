@@ -216,6 +216,7 @@ async def carry_out(
     content = run.as_json()
     receipt.write(receipt_path, content)
     run.extra["report"] = str(report.write(content, receipt_path))
+    await _note_end(run)
     _require_green(run, receipt_path)
     return run
 
@@ -248,12 +249,27 @@ async def _prove(run: Run, display: Display) -> None:
             if questions and (answers := await questions.put_to(run.sink.query)):
                 run.answers[collection.path] = answers
             _require_unchanged(run, collection, found)
-            phase = "verified" if found.equal else "different"
-            await run.sink.set_phase(run.run_id, collection, phase, found.different)
+            # A run is unfinished until its receipt is written: the last collection stays `copied` until then.
+            if collection is not collections[-1]:
+                await _note_proof(run, collection, found)
         if isinstance(written, DatabaseSource):
             run.extra["horizon"] = written.snapshot.horizon()
         elif isinstance(run.source, DatabaseSource):
             run.extra["horizon"] = run.source.snapshot.horizon()
+
+
+async def _note_proof(run: Run, collection: SourceCollection, found: CollectionProof) -> None:
+    phase = "verified" if found.equal else "different"
+    await run.sink.set_phase(run.run_id, collection, phase, found.different)
+
+
+async def _note_end(run: Run) -> None:
+    """Note that the receipt is written, so that nothing is left to resume."""
+    collections = run.source.collections()
+    if collections:
+        await _note_proof(run, collections[-1], run.proofs[-1])
+    if run.equal and not run.source_changes:
+        await run.sink.finish()
 
 
 def _prove_one(

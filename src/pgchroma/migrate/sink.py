@@ -230,6 +230,9 @@ class StoreSink:
         """Do nothing: what is committed is in its place."""
         return {}
 
+    async def finish(self) -> None:
+        """Do nothing: migration_status tells of the run for ever."""
+
     async def close(self) -> None:
         """Close the connections."""
         await self.store.close()

@@ -129,6 +129,9 @@ class ExchangeSink:
         self._writer.publish()
         return {}
 
+    async def finish(self) -> None:
+        """Do nothing: an interrupted export begins anew."""
+
     async def close(self) -> None:
         """Close what is open."""
         if self._open is not None and not self._finished:

@@ -20,6 +20,7 @@ from uuid import UUID
 
 from pgchroma.errors import ConfigurationError, RefusedError, SourceError
 from pgchroma.migrate.chroma.folder import open_folder
+from pgchroma.migrate.journal import was_publishing
 from pgchroma.migrate.model import (
     Checkpoint,
     Json,
@@ -109,7 +110,7 @@ class FolderSink:
 
     Attributes:
         version: the chromadb release that writes it.
-        partial: where it grows.
+        partial: where it grows; the place itself once an interrupted attempt has brought it there.
         asks_early: questions are put before the proof, while the writer runs.
         base: with this, the folder is a changed copy of an existing one instead of a new one.
     """
@@ -128,11 +129,14 @@ class FolderSink:
         base: Path | None = None,
     ) -> None:
         self.path, self.version, self._base = path.resolve(), version, base
-        if base is None and self.path.exists() and any(self.path.iterdir()):
-            raise RefusedError(
-                f"{path} exists and is not empty", hint="name a folder that does not exist yet"
-            )
         self.partial = self.path.with_name(self.path.name + ".partial")
+        if base is None and self.path.exists() and any(self.path.iterdir()):
+            if self.partial.exists() or not was_publishing(receipt_path):
+                raise RefusedError(
+                    f"{path} exists and is not empty", hint="name a folder that does not exist yet"
+                )
+            # An attempt was killed when the folder had its name and the receipt was not written yet.
+            self.partial = self.path
         self._work_folder = work_folder
         self._command = versions.program(version, python)
         self._receipt_path = receipt_path
@@ -256,17 +260,27 @@ class FolderSink:
 
     async def publish(self) -> Json:
         """Give the folder its name; one that it replaces is kept under another."""
-        kept = {}
+        journal = self._server.journal if self._server is not None else None
+        kept: Json = dict(journal.publishing or {}) if journal is not None else {}
+        if self.partial == self.path:
+            return kept
         if self.path.exists() and any(self.path.iterdir()):
             aside = self.path.with_name(f"{self.path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
-            self.path.rename(aside)
             kept = {"replaced": str(aside)}
+            if journal is not None:
+                journal.note_publishing(kept)
+            self.path.rename(aside)
         elif self.path.exists():
             self.path.rmdir()
+        if journal is not None:
+            journal.note_publishing(kept)
         self.partial.rename(self.path)
-        if self._server is not None:
-            await self._server.publish()
         return kept
+
+    async def finish(self) -> None:
+        """Forget the journal: the run is through."""
+        if self._server is not None:
+            await self._server.finish()
 
     async def close(self) -> None:
         """End the writer."""

@@ -217,9 +217,12 @@ class ServerSink:
         yield await asyncio.to_thread(ServerSource, self.client, self._scopes(), fingerprinted=False)
 
     async def publish(self) -> Json:
+        """Do nothing: what was sent is in its place."""
+        return {}
+
+    async def finish(self) -> None:
         """Forget the journal: the run is through."""
         self.journal.remove()
-        return {}
 
     async def close(self) -> None:
         """Close the connections."""

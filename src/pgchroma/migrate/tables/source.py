@@ -5,6 +5,7 @@ import hashlib
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,8 @@ def open_database(path: Path, work_folder: Path | None = None) -> Iterator[Datab
             before = _version(watch, path)
             copy = Path(folder) / "copy.sqlite3"
             with contextlib.closing(sqlite3.connect(copy)) as target:
+                # Nobody needs the copy after a crash.
+                target.execute("PRAGMA synchronous = OFF")
                 watch.backup(target)
                 # The copy is private: no write-ahead log beside it, so that its bytes are all in one file.
                 target.execute("PRAGMA journal_mode=DELETE")
@@ -156,8 +159,14 @@ def open_database(path: Path, work_folder: Path | None = None) -> Iterator[Datab
                 )
             )
             formatting.register(connection)
-            _require_sound(connection, path)
-            tables, not_moved = _describe(connection)
+            # Three looks at all of the copy, of which only the last needs this process's attention.
+            beside = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="looking through a copy"))
+            digest, soundness = beside.submit(_digest, copy), beside.submit(_require_sound, copy, path)
+            try:
+                tables, not_moved = _describe(connection)
+            finally:
+                # Damage is the better reason for whatever went wrong meanwhile.
+                soundness.result()
         except sqlite3.Error as error:
             raise SourceError(
                 f"cannot read {path}: {error}",
@@ -167,7 +176,9 @@ def open_database(path: Path, work_folder: Path | None = None) -> Iterator[Datab
             raise SourceError(
                 f"cannot copy {path}: {error.strerror}", hint="make room, or name --work-folder"
             ) from error
-        yield Database(path, connection, _digest(copy), copy.stat().st_size, tables, not_moved, watch, before)
+        yield Database(
+            path, connection, digest.result(), copy.stat().st_size, tables, not_moved, watch, before
+        )
 
 
 def _require_database(path: Path) -> None:
@@ -189,8 +200,9 @@ def _require_database(path: Path) -> None:
         )
 
 
-def _require_sound(connection: sqlite3.Connection, path: Path) -> None:
-    found = [row[0] for row in connection.execute("PRAGMA quick_check(5)")]
+def _require_sound(copy: Path, path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(copy.as_uri() + "?mode=ro", uri=True)) as connection:
+        found = [row[0] for row in connection.execute("PRAGMA quick_check(5)")]
     if found != ["ok"]:
         raise SourceError(
             f"{path} is damaged: {'; '.join(found)}",
