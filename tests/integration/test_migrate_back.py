@@ -73,6 +73,34 @@ def test_what_is_newer_than_the_receipt_goes_back_into_the_folder(
     assert sum(item["born"] + item["changed"] + item["deleted"] for item in again.json["increment"]) == 0
 
 
+@pytest.mark.parametrize("name", ["all.jsonl.zst", "all.parquet"])
+def test_an_export_is_brought_up_to_date(folder: Path, database_url: str, tmp_path: Path, name: str) -> None:
+    export = tmp_path / name
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    assert run(database_url, export, tmp_path / "first.json").code == ExitCode.OK
+    asyncio.run(use(database_url))
+
+    # The receipt of the migration is about the folder, not about these files.
+    other = run(database_url, export, tmp_path / "x.json", "--since", tmp_path / "there.json")
+    assert other.code == ExitCode.REFUSED
+    assert "is not about" in other.stderr
+
+    done = run(database_url, export, tmp_path / "second.json", "--since", tmp_path / "first.json")
+    assert done.code == ExitCode.OK, done.stderr
+    odd = next(item for item in done.json["increment"] if item["collection"].endswith("/odd"))
+    assert (odd["born"], odd["changed"], odd["deleted"]) == (31, 4, 2)
+    assert next(item for item in done.json["increment"] if item["collection"].endswith("/fresh"))["created"]
+    assert Path(done.json["replaced"]).exists()
+    assert within("migrate", "verify", database_url, "--to", export).code == ExitCode.OK
+
+    again = run(database_url, export, tmp_path / "third.json", "--since", tmp_path / "second.json")
+    assert again.code == ExitCode.OK, again.stderr
+    assert sum(item["born"] + item["changed"] + item["deleted"] for item in again.json["increment"]) == 0
+    # Files that are not what the receipt left are not replaced.
+    stale = run(database_url, export, tmp_path / "x.json", "--since", tmp_path / "first.json")
+    assert stale.code == ExitCode.SOURCE_CHANGED
+
+
 def test_a_folder_that_was_used_meanwhile_is_not_overwritten(
     folder: Path, database_url: str, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from pgchroma.migrate import receipt as receipts
 from pgchroma.migrate.archive import manifest_of
 from pgchroma.migrate.chroma.folder import ChromaFolder
 from pgchroma.migrate.database import DatabaseSource
+from pgchroma.migrate.exchange.sink import ExchangeSink
 from pgchroma.migrate.model import Json, Sink
 from pgchroma.migrate.places import Options, Place
 from pgchroma.migrate.progress import display
@@ -252,8 +253,12 @@ async def _increment(place: Place, target: Place, settings: Given, path: Path, r
             raise RefusedError(
                 f"{place.text} is no pgchroma database", hint="--since needs one as the source"
             )
-        base = target.path if target.kind == "chroma-folder" else None
+        base = target.path if target.kind != "chroma-server" else None
         async with _sink(target, options, path, base) as sink:
+            if isinstance(sink, ExchangeSink):
+                with places.open_source(target, options) as older:
+                    done = await increments.carry_out_files(opened, sink, receipt, older, shown, path)
+                return {**done.as_json(), "receipt": str(path)}
             if not isinstance(sink, ServerSink | FolderSink):
                 raise RefusedError("--since needs a Chroma folder or server as the target", hint="see --help")
             done = await increments.carry_out(opened, sink, receipt, shown, path)

@@ -5,18 +5,20 @@ from pathlib import Path
 from uuid import uuid4
 
 from pgchroma.errors import RefusedError, SourceChangedError
-from pgchroma.migrate import runner
+from pgchroma.migrate import places, runner
 from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.migrate.database import DatabaseSource
-from pgchroma.migrate.model import Json, RunNote, SourceCollection, describe_changes
+from pgchroma.migrate.exchange.sink import ExchangeSink
+from pgchroma.migrate.model import Json, RunNote, Source, SourceCollection, describe_changes
 from pgchroma.migrate.places import Options, Place
 from pgchroma.migrate.policies import Policies
-from pgchroma.migrate.progress import Display
+from pgchroma.migrate.progress import Display, display
 from pgchroma.migrate.remote import versions
 from pgchroma.migrate.remote.client import Access
 from pgchroma.migrate.remote.folder import FolderSink
 from pgchroma.migrate.remote.sink import ServerSink
 from pgchroma.migrate.remote.source import open_server
+from pgchroma.migrate.reverify import against_receipt, limits_of
 from pgchroma.migrate.since import Applier, Increment, require_usable
 
 
@@ -27,11 +29,15 @@ def check_target(receipt: Json, place: Place, options: Options) -> str | None:
         RefusedError: the target is no Chroma folder or server.
         SourceChangedError: something else has written to it since.
     """
-    if place.kind not in ("chroma-folder", "chroma-server"):
+    if place.kind == "pgchroma-database":
         raise RefusedError(
-            "--since applies changes to a Chroma folder or server that has the older state",
-            hint="for another kind of target leave --since out: everything is moved",
+            "--since does not apply changes to another pgchroma database: there a batch and its checkpoint are one transaction, "
+            "which changes and deletions of records that are there already would not be",
+            hint="leave --since out and name an empty database; or restore a backup there, which PostgreSQL keeps up to date",
         )
+    if place.kind in ("exchange-jsonl", "exchange-parquet"):
+        _require_unchanged_files(receipt, place, options)
+        return None
     before = receipt["source"]
     version = None
     if place.kind == "chroma-folder":
@@ -53,6 +59,79 @@ def check_target(receipt: Json, place: Place, options: Options) -> str | None:
             hint="something has written to it since; move everything to a new place instead of --since",
         )
     return version
+
+
+def _require_unchanged_files(receipt: Json, place: Place, options: Options) -> None:
+    """Raise SourceChangedError when exchange files that a receipt is about hold something else than it says."""
+    if not place.path.exists():
+        raise RefusedError(
+            f"{place.text} does not exist; --since brings an older export up to date",
+            hint="leave --since out: everything is written",
+        )
+    path = str(place.path.resolve())
+    which = next((side for side in ("target", "source") if receipt[side].get("path") == path), None)
+    if which is None:
+        raise RefusedError(
+            f"the receipt is not about {place.text}",
+            hint="name the receipt of the export that wrote it, or of the migration that read it",
+        )
+    policies = Policies(receipt.get("policies", {}))
+    limits = limits_of(receipt["target"]["kind"], receipt["target"]["layout"])
+    with places.open_source(place, options) as files, display() as shown:
+        found = against_receipt(receipt, files, which, policies, limits, shown)
+    different = [item.path for item in found if not item.equal]
+    if different:
+        raise SourceChangedError(
+            f"{place.text} is not what the receipt left: {', '.join(different)}",
+            hint="leave --since out and write a new export",
+        )
+
+
+def _compared(
+    source: DatabaseSource, collection: SourceCollection, older: Source, receipt: Json
+) -> Increment:
+    """Return what was born, changed and deleted in a collection since a receipt, against the older files."""
+    done = Increment(collection.path)
+    stored, horizon = source.stored[collection.id], receipt["horizon"]
+    had = next((item for item in older.collections() if item.path == collection.path), None)
+    if had is None:
+        done.created, done.born = True, collection.count
+        return done
+    gone = {record.id for page in older.records(had) for record in page}
+    for page in source.snapshot.ids(stored):
+        gone.difference_update(page)
+    newer = source.snapshot.changed_seqs(stored, horizon["xid"])
+    done.changed = sum(seq <= horizon["record_seq"] for seq in newer)
+    done.born, done.deleted = len(newer) - done.changed, len(gone)
+    return done
+
+
+async def carry_out_files(
+    source: DatabaseSource,
+    sink: ExchangeSink,
+    receipt: Json,
+    older: Source,
+    display: Display,
+    receipt_path: Path,
+) -> runner.Run:
+    """Write exchange files anew, tell what is new in them, prove and let them take the older ones' place.
+
+    A stream cannot be changed in its middle; so everything is written, and the older files stay until all is proven.
+
+    Raises:
+        RefusedError: the receipt does not fit this database.
+        VerificationError, SourceChangedError, InterruptedMigrationError: see runner.carry_out.
+    """
+    await asyncio.to_thread(require_usable, receipt, source)
+    run = await runner.start(source, sink, display, Policies(receipt.get("policies", {})))
+    run.extra["since"] = receipt["run_id"]
+    run.extra["increment"] = [
+        (await asyncio.to_thread(_compared, source, item, older, receipt)).as_json()
+        for item in source.collections()
+    ]
+    moved = {item["collection"] for item in receipt["collections"]}
+    run.extra["collections_gone"] = sorted(moved - {item.path for item in source.collections()})
+    return await runner.carry_out(run, display, receipt_path)
 
 
 async def carry_out(

@@ -152,7 +152,7 @@ async def open_sink(place: Place, options: Options, receipt_path: Path, *, base:
 
     Args:
         receipt_path: where the receipt will be; journal and log stand beside it.
-        base: a Chroma folder that is to be changed instead of written anew.
+        base: a Chroma folder that is to be changed instead of written anew, or exchange files that are to be replaced.
     """
     if place.kind == "pgchroma-database":
         settings = settings_for(place.password_file)
@@ -169,7 +169,10 @@ async def open_sink(place: Place, options: Options, receipt_path: Path, *, base:
         return await asyncio.to_thread(open_server_sink, Access(place.text, place.headers), receipt_path)
     if place.kind in ("exchange-jsonl", "exchange-parquet"):
         return ExchangeSink(
-            place.path, parquet=place.kind == "exchange-parquet", work_folder=options.work_folder
+            place.path,
+            parquet=place.kind == "exchange-parquet",
+            work_folder=options.work_folder,
+            replaces=base is not None,
         )
     return await asyncio.to_thread(
         FolderSink,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from uuid import UUID
@@ -24,7 +25,11 @@ from pgchroma.types import Float32Matrix, Record
 
 
 class ExchangeSink:
-    """Files as the target of one run; see model.Sink. An interrupted export begins anew: a stream has no half."""
+    """Files as the target of one run; see model.Sink. An interrupted export begins anew: a stream has no half.
+
+    Attributes:
+        replaces: there is an older file, which is kept under another name once the new one is proven.
+    """
 
     limits = Limits(
         vectors=2**31, name=2**31, finite_vectors=False, plain_metadata=False, ids=False, missing_vectors=True
@@ -32,12 +37,14 @@ class ExchangeSink:
     asks_early = False
     transactional = True
 
-    def __init__(self, path: Path, *, parquet: bool, work_folder: Path | None = None) -> None:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    def __init__(
+        self, path: Path, *, parquet: bool, work_folder: Path | None = None, replaces: bool = False
+    ) -> None:
+        if not replaces and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise RefusedError(
                 f"{path} exists already", hint="name a file that does not exist yet, or remove it"
             )
-        self._path, self._parquet, self._work_folder = path, parquet, work_folder
+        self._path, self._parquet, self._work_folder, self.replaces = path, parquet, work_folder, replaces
         self._open: JsonlWriter | ParquetWriter | None = None
         self._finished = False
         self.description: Json = {
@@ -126,8 +133,13 @@ class ExchangeSink:
 
     async def publish(self) -> Json:
         """Give the file its name."""
+        kept = {}
+        if self.replaces:
+            aside = self._path.with_name(f"{self._path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
+            self._path.rename(aside)
+            kept = {"replaced": str(aside)}
         self._writer.publish()
-        return {}
+        return kept
 
     async def finish(self) -> None:
         """Do nothing: an interrupted export begins anew."""
