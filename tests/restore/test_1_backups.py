@@ -60,7 +60,7 @@ def test_metrics_are_written_for_node_exporter(host: Host, cluster: Cluster) -> 
     metrics = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
     assert {"pgchroma_backup_last_timestamp_seconds", "pgchroma_wal_archiving"} <= metrics
     for number in (1, 2, 3):
-        assert f'pgchroma_backup_repository_status{{stanza="main",repo="{number}"}} 0' in text
+        assert f'pgchroma_backup_repository_status{{repo="{number}",stanza="main"}} 0.0' in text
     exposure = host.check_output(
         "systemd-analyze security --no-pager pgchroma-backup-metrics.service | tail -1"
     )
