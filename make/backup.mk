@@ -7,6 +7,6 @@ test-all: test ## Run make test and the scenario of backups and restores, with e
 bench-backup: venv ## Measure backups, restores and what a dead host costs: make bench-backup MEGABYTES=1000
 	export PATH="$(CURDIR)/$(BIN):$$PATH" PGCHROMA_SECRETS="$(CURDIR)/build/secrets"; \
 	molecule destroy -s backup_restore; \
-	molecule converge -s backup_restore; \
+	molecule converge -s backup_restore -- -e '{"pgbackrest_options": {}}'; \
 	$(BIN)/python tests/bench/backup.py --megabytes $(or $(MEGABYTES),1000); \
 	molecule destroy -s backup_restore
