@@ -7,14 +7,17 @@ import sqlite3
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from pgchroma.exit_codes import ExitCode
 from pgchroma.migrate.chroma.folder import open_folder
+from pgchroma.server.embedded import temporary_postgres
 from pgchroma.store import Store
 from pgchroma.types import Record, RecordBatch
 from support import chroma
 from support.command import Outcome, pgchroma
+from support.postgres import Databases
 
 # Small pages, so that there are many batches to be interrupted between and within.
 _SMALL = "import pgchroma.migrate.chroma.folder as folder; folder.PAGE_RECORDS = 20\n"
@@ -24,6 +27,7 @@ _KILL = (
     + """
 import os, signal
 from pgchroma.migrate.sink import StoreSink
+from pgchroma.server.embedded import temporary_postgres
 from pgchroma.store import Store
 place, batch, what = {place!r}, {batch}, {signal}
 count = 0
@@ -175,6 +179,47 @@ def test_killed_when_the_folder_is_in_its_place_and_the_receipt_is_not(folder: P
     with open_folder(back) as source:
         assert sum(item.count for item in source.collections()) == 465
     assert pgchroma("migrate", "resume", *arguments).code != ExitCode.OK
+
+
+_POWER_OFF = (
+    _SMALL
+    + """
+import os, signal
+from pgchroma.migrate.sink import StoreSink
+write, left = StoreSink.write, {batches}
+
+async def write_until_the_power_fails(self, *arguments):
+    global left
+    done = await write(self, *arguments)
+    left -= 1
+    if not left:
+        # SIGQUIT: the server ends at once, without writing anything out.
+        os.kill(int(os.environ["POSTMASTER"]), signal.SIGQUIT)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+StoreSink.write = write_until_the_power_fails
+"""
+)
+
+
+def test_the_power_fails_under_the_database_and_the_migrator(folder: Path, tmp_path: Path) -> None:
+    with temporary_postgres() as postgres, Databases(postgres).fresh() as url:
+        killed = pgchroma(
+            "migrate", "run", folder, "--database-url", url,
+            prelude=_POWER_OFF.format(batches=9), TMPDIR=str(tmp_path), POSTMASTER=str(postgres.pid),
+        )  # fmt: skip
+        assert killed.code == -signal.SIGKILL, killed.stderr
+        postgres.stop(immediate=True)
+        postgres.start()
+        # Batches are committed without waiting for the disk; each is there with its checkpoint, or neither is.
+        with psycopg.connect(url) as connection:
+            row = connection.execute("SELECT sum(records) FROM pgchroma.migration_status").fetchone()
+        assert row is not None
+        assert row[0] == sum(map(len, records(url).values()))
+        done = resume(url, tmp_path / "receipt.json")
+        assert done.code == ExitCode.OK, done.stderr
+        require_everything_once(url)
 
 
 def test_killed_again_and_again(folder: Path, database_url: str, tmp_path: Path) -> None:
