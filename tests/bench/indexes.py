@@ -180,7 +180,8 @@ async def kinds_table(url: str, rows: int) -> list[tuple[object, ...]]:
     """Return what each kind of index costs to build and keep, and how well and fast it answers."""
     data = dataset.load().grown(rows)
     lines: list[tuple[object, ...]] = []
-    async with await Store.open(url, SETTINGS) as store:
+    # The indexes themselves, not the sketches that would answer in their place.
+    async with await Store.open(url, replace(SETTINGS, sketch_memory_mb=0)) as store:
         for kind, quantisation in KINDS:
             metadata = {"pgchroma:index": kind, "pgchroma:quantisation": quantisation}
             collection = await load(store, f"kind-{kind}-{quantisation}", data, metadata, {})
