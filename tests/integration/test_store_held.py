@@ -285,3 +285,53 @@ async def test_a_database_that_was_exchanged_is_read_anew(store: Store, database
     assert await identity(store, collection) != before
     assert not await is_used(store, collection, embeddings[0])
     await require_good(store, collection, named(embeddings))
+
+
+async def test_filters_that_most_records_match_are_answered_from_memory_others_are_not(store: Store) -> None:
+    embeddings = points(ROWS + 50)
+    collection = await store.create_collection(
+        "default_tenant", "default_database", "records", configuration={"hnsw": {"space": "cosine"}}
+    )
+    # Half of the records match the first filter, one in a hundred the second.
+    metadatas = [{"half": number % 2, "few": number % 100} for number in range(ROWS + 50)]
+    for low, high in ((0, ROWS), (ROWS, ROWS + 50)):
+        names = [str(number) for number in range(low, high)]
+        await store.add(
+            collection.id, RecordBatch(names, embeddings[low:high], metadatas=metadatas[low:high])
+        )
+        if low == 0:
+            await index(store)
+    await held(store, collection, embeddings[0])
+    for key, share in (("half", 2), ("few", 100)):
+        mine = np.arange(1, ROWS + 50, share)
+        hits = 0
+        queries = points(20, seed=7)
+        for query in queries:
+            found, far = await nearest(store, collection, query.tolist(), K, where={key: 1})
+            exact = distances("cosine", embeddings[mine], query)
+            assert {int(name) % share for name in found} == {1}
+            assert np.allclose(
+                far, distances("cosine", embeddings[[int(name) for name in found]], query), atol=1e-5
+            )
+            bound = np.partition(exact, K - 1)[K - 1] + 1e-5
+            assert len(found) == K
+            hits += sum(value <= bound for value in far)
+        assert hits / (K * len(queries)) >= 0.99
+        # Both filters have one shape, so that the second takes away the hope that the first has made.
+        assert [value > 0 for value in store._sketches._hopes.values()] == [share == 2]
+
+
+async def test_a_filter_that_was_answered_from_memory_sees_deletions(store: Store) -> None:
+    embeddings = points(ROWS)
+    collection = await make(store, embeddings)
+    await store.update(
+        collection.id, RecordBatch([str(number) for number in range(ROWS)], None, metadatas=[{"a": 1}] * ROWS)
+    )
+    await held(store, collection, embeddings[0])
+    found, _ = await nearest(store, collection, embeddings[0].tolist(), K, where={"a": 1})
+    order = np.argsort(distances("cosine", embeddings, embeddings[0]))
+    assert found[0] == "0"
+    await store.delete(collection.id, Filter(ids=[str(place) for place in order[:700]]))
+    again, _ = await nearest(store, collection, embeddings[0].tolist(), K, where={"a": 1})
+    assert len(again) == K
+    assert set(map(int, again)) <= set(order[700:760].tolist())

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -49,6 +49,9 @@ _PER_RESULT = 5
 _LEAST = 100
 # With more the statement takes longer than the walk.
 _MOST_COMPARED = 1_500
+# After so many failures a way is not tried, until it would have been this many times.
+_HOPE, _HOPELESS = 2, 100
+_MOST_HOPES = 10_000
 # Rows looked at in one go, so that what lies in between stays in the processor's cache.
 _BLOCK = 16_384
 _PAUSE_SECONDS = 0.05
@@ -100,6 +103,7 @@ class SketchMemory:
         self._most_bytes = most_bytes
         self._held: OrderedDict[_Key, Held] = OrderedDict()
         self._bytes = 0
+        self._hopes: dict[Hashable, int] = {}
         self._uses: OrderedDict[_Key, int] = OrderedDict()
         self._loading: asyncio.Task[None] | None = None
 
@@ -128,9 +132,9 @@ class SketchMemory:
         if not self._suits(entry):
             return None
         thoroughness = _PER_EF * max(1.0, _PER_EF_BITS / (entry.sketch * len(embedding)))
-        compared = max(int(thoroughness * ef_search), _PER_RESULT * count, _LEAST)
-        if compared > _MOST_COMPARED:
+        if _PER_RESULT * count > _MOST_COMPARED:
             return None
+        compared = max(min(int(thoroughness * ef_search), _MOST_COMPARED), _PER_RESULT * count, _LEAST)
         parts = []
         for segment in entry.vectors:
             key = (entry.identity, segment.index_name)
@@ -141,6 +145,19 @@ class SketchMemory:
             self._held.move_to_end(key)
             parts.append(held)
         return _best(parts, embedding, entry.sketch, compared, count)
+
+    def is_hopeful(self, key: Hashable) -> bool:
+        """Whether a way through memory that not every query can take is worth trying for what `key` stands for."""
+        hope = self._hopes.get(key, _HOPE)
+        if hope <= 0:
+            self._hopes[key] = hope - 1 if hope > -_HOPELESS else 1
+        return hope > 0
+
+    def learn(self, key: Hashable, change: int) -> None:
+        """Take down whether it was (1) or was not (-1) worth trying."""
+        if len(self._hopes) > _MOST_HOPES:
+            self._hopes.clear()
+        self._hopes[key] = min(self._hopes.get(key, _HOPE) + change, 2 * _HOPE)
 
     def forget(self, entry: Entry) -> None:
         """Drop what is held of a collection, because much of it has been deleted; the next queries have it read again."""

@@ -74,6 +74,33 @@ def among(collection: Collection, indexed: Sequence[Segment], count: int) -> sql
     ).format(far, table, far, table, sql.Literal(segments.watermark(indexed)), sql.Literal(count))
 
 
+def matching_among(
+    collection: Collection, indexed: Sequence[Segment], chosen: sql.Composable, count: int
+) -> sql.Composed:
+    """Return the `count` nearest, of those that a condition selects, of the vectors numbered in `candidates` and of the tail.
+
+    A third column says how many of the candidates there are, a fourth how many of them the condition selects.
+    """
+    number = _number(collection)
+    # OFFSET 0 keeps the planner from looking for the matches first.
+    matches = sql.SQL("SELECT FROM {} AS record WHERE record.seq = {} AND {} OFFSET 0")
+    return sql.SQL(
+        "WITH among AS MATERIALIZED (SELECT record_seq, {far} AS distance FROM {vectors} WHERE seq = ANY(%(candidates)s)), "
+        "matching AS MATERIALIZED (SELECT among.* FROM among CROSS JOIN LATERAL ({here}) AS matching) "
+        "SELECT record_seq, distance, (SELECT count(*) FROM among) AS found, (SELECT count(*) FROM matching) AS matched "
+        "FROM (SELECT * FROM matching UNION ALL SELECT record_seq, {far} FROM {vectors} AS vector "
+        "CROSS JOIN LATERAL ({there}) AS matching WHERE vector.seq > {watermark}) AS vector "
+        "ORDER BY distance, record_seq LIMIT {count}"
+    ).format(
+        far=distance(collection),
+        vectors=tables.embeddings(number),
+        here=matches.format(tables.records(number), sql.SQL("among.record_seq"), chosen),
+        there=matches.format(tables.records(number), sql.SQL("vector.record_seq"), chosen),
+        watermark=sql.Literal(segments.watermark(indexed)),
+        count=sql.Literal(count),
+    )
+
+
 def unfiltered(collection: Collection, indexed: Sequence[Segment], count: int) -> sql.Composed:
     """Return the `count` nearest over all vectors: the best of each segment's index and of the tail."""
     return _best(collection, [_of_segment(collection, part, count) for part in indexed], indexed, count)

@@ -1,7 +1,8 @@
 """Runs the statements of nearest.py: which one a query needs, with which settings, and which to try next when one found too little."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import numpy as np
 from pgvector import Bit
@@ -27,6 +28,8 @@ _RECORDS_PER_COMPARED = 400
 _MOST_COMPARED = 2_000
 # Of the candidates chosen by sketches in memory this share must still be there.
 _LEAST_FOUND = 0.9
+# With a filter so many times as many are chosen; this share of them must match, and so many per result.
+_BROADER, _LEAST_MATCHING, _PER_RESULT = 4, 1 / 6, 8
 # Texts of statements that an entry keeps; filters of many shapes would make it grow for ever.
 _MOST_STATEMENTS = 200
 # Without indexes by which to walk, more than so many results are compared exactly.
@@ -63,19 +66,24 @@ class Matching:
 
 
 def _statement(
-    connection: Connection, entry: Entry, found: sql.Composed, wanted: Wanted, *, counted: bool = False
+    connection: Connection,
+    entry: Entry,
+    found: sql.Composed,
+    wanted: Wanted,
+    *,
+    counts: Sequence[LiteralString] = (),
 ) -> bytes:
     number = entry.collection.table_number
     assert number is not None  # noqa: S101 - callers checked it
     return (
         sql.SQL(
-            "SELECT {columns}{distance}{counted} FROM ({found}) AS near JOIN {records} AS record ON record.seq = near.record_seq {join} "
+            "SELECT {columns}{distance}{counts} FROM ({found}) AS near JOIN {records} AS record ON record.seq = near.record_seq {join} "
             "WHERE {guard} ORDER BY near.distance, record.seq"
         )
         .format(
             columns=wanted.columns,
             distance=sql.SQL(", near.distance" if wanted.include.distances else ""),
-            counted=sql.SQL(", near.found" if counted else ""),
+            counts=sql.SQL("").join(sql.SQL(f", near.{name}") for name in counts),
             found=found,
             records=tables.records(number),
             join=wanted.join or sql.SQL(""),
@@ -157,7 +165,7 @@ async def _among(
     query = entry.statements.get(key)
     if query is None:
         found = nearest.among(entry.collection, entry.vectors, count)
-        query = entry.statements[key] = _statement(connection, entry, found, wanted, counted=True)
+        query = entry.statements[key] = _statement(connection, entry, found, wanted, counts=("found",))
     parameters = {"q": embedding, "candidates": Numbers(candidates), **entry.parameters}
     rows = await connection.fetch(query, parameters)
     if not rows or rows[0][-1] < _LEAST_FOUND * len(candidates):
@@ -177,6 +185,10 @@ async def filtered(
     collection = entry.collection
     chosen = sql.SQL("{} AND {}").format(matching.chosen, sql.SQL(GUARD))
     parameters = {**matching.parameters, **entry.parameters, "q": embedding, "k": count}
+    shape = (wanted.include, count, chosen.as_bytes(connection))
+    rows = await _matching_among(connection, entry, embedding, count, chosen, shape, parameters, wanted)
+    if rows is not None:
+        return rows
     by_sketch = False
     if not _is_anywhere(entry, embedding):
         if await _pays_to_walk(connection, entry, count, chosen, parameters):
@@ -191,15 +203,56 @@ async def filtered(
             parameters["compared"] = max(least + more, per_result * count)
             by_sketch = True
     # Texts of statements are dear to make; filters of the same shape have the same.
-    key = (by_sketch, wanted.include, chosen.as_bytes(connection), matching.source.as_bytes(connection))
+    key = (by_sketch, *shape, matching.source.as_bytes(connection))
     query = entry.statements.get(key)
     if query is None:
         choose = nearest.sketched if by_sketch else nearest.exact
         query = _statement(connection, entry, choose(collection, matching.source, chosen), wanted)
-        if len(entry.statements) >= _MOST_STATEMENTS:
-            entry.statements.clear()
-        entry.statements[key] = query
+        _remember(entry, key, query)
     return await connection.fetch(query, parameters, prepare=False)
+
+
+def _remember(entry: Entry, key: object, query: bytes) -> None:
+    if len(entry.statements) >= _MOST_STATEMENTS:
+        entry.statements.clear()
+    entry.statements[key] = query
+
+
+async def _matching_among(
+    connection: Connection,
+    entry: Entry,
+    embedding: Float32Matrix,
+    count: int,
+    chosen: sql.Composed,
+    shape: object,
+    parameters: dict[str, Any],
+    wanted: Wanted,
+) -> list[Row] | None:
+    """Return the nearest matches among some hundred candidates chosen by sketches in memory.
+
+    None where too few of the candidates match, as with most filters: a filter's shape that was found so is not tried for a while.
+    """
+    memory = connection.sketches
+    if memory is None or not entry.vectors or _is_anywhere(entry, embedding):
+        return None
+    if not memory.is_hopeful(key := (entry.identity, shape)):
+        return None
+    candidates = memory.candidates(entry, embedding, _BROADER * _configured(entry), count)
+    if candidates is None:
+        return None
+    query = entry.statements.get(shape)
+    if query is None:
+        found = nearest.matching_among(entry.collection, entry.vectors, chosen, count)
+        query = _statement(connection, entry, found, wanted, counts=("found", "matched"))
+        _remember(entry, shape, query)
+    rows = await connection.fetch(query, {**parameters, "candidates": Numbers(candidates)}, prepare=False)
+    if len(rows) == count and rows[0][-2] < _LEAST_FOUND * len(candidates):
+        memory.forget(entry)
+    elif len(rows) == count and rows[0][-1] >= max(_LEAST_MATCHING * len(candidates), _PER_RESULT * count):
+        memory.learn(key, 1)
+        return [row[:-2] for row in rows]
+    memory.learn(key, -1)
+    return None
 
 
 async def _pays_to_walk(
