@@ -12,27 +12,24 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import psycopg
-from numpy.typing import NDArray
 from psycopg import sql
 
 from pgchroma.errors import PgchromaError
-from pgchroma.store import barrier, sketches, tables
+from pgchroma.store import barrier, shortlist, tables
 from pgchroma.store.connection import Connection
 from pgchroma.store.entries import Entry
 from pgchroma.store.segments import Segment
+from pgchroma.store.shortlist import Held, Seqs
 from pgchroma.types import Float32Matrix
 
 logger = logging.getLogger("pgchroma.store")
 
-Words: TypeAlias = NDArray[np.uint64]
-Seqs: TypeAlias = NDArray[np.int64]
 Lend: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 _Key: TypeAlias = tuple[str, str]
 
@@ -40,59 +37,19 @@ _Key: TypeAlias = tuple[str, str]
 _USES = 8
 # Words of 64 bits that a query looks at, at most; more take longer than the walk through an index that they spare.
 _MOST_WORDS = 1_000_000
-# Where sketches have a middle threshold its bits alone choose this many times as many as are compared exactly, or this share of all.
-_FIRST_PER_COMPARED = 7
-_FIRST_SHARE = 1 / 30
-# How many are compared exactly: so many times ef_search, more where sketches are shorter than so many bits, and so many per result.
-_PER_EF, _PER_EF_BITS = 1.5, 1_152
-_PER_RESULT = 5
-_LEAST = 100
-# With more the statement takes longer than the walk.
-_MOST_COMPARED = 1_500
+# How many the second look leaves: so many times ef_search, more where sketches are shorter than so many bits.
+_PER_EF, _PER_EF_BITS, _MOST_SECOND = 1.5, 1_152, 1_500
+# How many PostgreSQL compares: so many times ef_search, and so many per result.
+_LEFT_PER_EF, _PER_RESULT, _LEAST, _MOST_LEFT = 0.4, 3, 30, 1_000
+# With a filter the second look leaves one more for so many matches.
+_SEQS_PER_SECOND = 16
 # After so many failures a way is not tried, until it would have been this many times.
 _HOPE, _HOPELESS = 2, 100
 _MOST_HOPES = 10_000
-# Rows looked at in one go, so that what lies in between stays in the processor's cache.
-_BLOCK = 16_384
+# Vectors read at a time.
+_PAGE = 4_096
 _PAUSE_SECONDS = 0.05
 _PATIENCE_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """The sketches of one segment.
-
-    Attributes:
-        seqs: numbers of the vectors, shape (n,).
-        whole: their sketches, shape (n, words).
-        first: the words of the bits that say most, shape (words of these, n); all of them where no threshold is in the middle.
-        zero: numbers of the vectors without a direction, which no sketch can tell from others.
-    """
-
-    seqs: Seqs
-    whole: Words
-    first: Words
-    zero: Seqs
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory."""
-        return self.seqs.nbytes + self.whole.nbytes + self.first.nbytes + self.zero.nbytes
-
-
-def _words(packed: NDArray[np.uint8]) -> Words:
-    """Return sketches as words of 64 bits, shape (n, words); what is missing of the last one is zero."""
-    count, size = packed.shape
-    padded = np.zeros((count, -(-size // 8) * 8), np.uint8)
-    padded[:, :size] = packed
-    return padded.view(np.uint64)
-
-
-def _first(dimension: int, bits: int) -> slice:
-    """Return which words hold the bits of the middle threshold, which halves the coordinates; all where there is none."""
-    if bits != 3:
-        return slice(None)
-    return slice(dimension // 64, -(-2 * dimension // 64))
 
 
 class SketchMemory:
@@ -127,14 +84,33 @@ class SketchMemory:
             ef_search: how thoroughly to look, as for HNSW.
 
         Returns:
-            None where an index has to be asked: sketches are not held yet, cannot be had, or would take longer.
+            None where an index has to be asked: what is needed is not held yet, cannot be had, or would take longer.
         """
+        parts = self._parts(entry) if _PER_RESULT * count <= _MOST_LEFT else None
+        if parts is None:
+            return None
+        second, left = _widths(entry, embedding, ef_search, count)
+        return shortlist.of_all(parts, embedding, entry.sketch, second, left)
+
+    def among(
+        self, entry: Entry, seqs: Seqs, embedding: Float32Matrix, ef_search: int, count: int
+    ) -> Seqs | None:
+        """Return which of the vectors with these numbers may be among the `count` nearest of them; as `candidates` does."""
+        parts = self._parts(entry) if _PER_RESULT * count <= _MOST_LEFT else None
+        if parts is None:
+            return None
+        second, left = _widths(entry, embedding, ef_search, count)
+        # Many that match a filter may all be about as far from the query.
+        second = min(3 * second + len(seqs) // _SEQS_PER_SECOND, 2 * _MOST_SECOND)
+        return shortlist.of_these(parts, seqs, embedding, entry.sketch, second, left)
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether everything that is needed of a collection is held."""
+        return self._parts(entry) is not None
+
+    def _parts(self, entry: Entry) -> list[Held] | None:
         if not self._suits(entry):
             return None
-        thoroughness = _PER_EF * max(1.0, _PER_EF_BITS / (entry.sketch * len(embedding)))
-        if _PER_RESULT * count > _MOST_COMPARED:
-            return None
-        compared = max(min(int(thoroughness * ef_search), _MOST_COMPARED), _PER_RESULT * count, _LEAST)
         parts = []
         for segment in entry.vectors:
             key = (entry.identity, segment.index_name)
@@ -144,7 +120,7 @@ class SketchMemory:
                 return None
             self._held.move_to_end(key)
             parts.append(held)
-        return _best(parts, embedding, entry.sketch, compared, count)
+        return parts
 
     def is_hopeful(self, key: Hashable) -> bool:
         """Whether a way through memory that not every query can take is worth trying for what `key` stands for."""
@@ -166,9 +142,9 @@ class SketchMemory:
             self._bytes -= held.size if held is not None else 0
 
     def _suits(self, entry: Entry) -> bool:
-        if not entry.sketch or not self._most_bytes:
+        if not entry.sketch or not entry.vectors or not self._most_bytes:
             return False
-        words = -(-(entry.collection.dimension or 0) * (1 if entry.sketch == 3 else entry.sketch) // 64)
+        words = shortlist.first_words(entry.collection.dimension or 0, entry.sketch)
         rows = sum(segment.rows for segment in entry.vectors)
         # Other kinds were asked for by name.
         usual = all(part.kind == "hnsw" and part.quantisation != "binary" for part in entry.vectors)
@@ -230,89 +206,58 @@ async def _wait_for_writers(connection: Connection) -> None:
 
 
 async def _read(connection: Connection, entry: Entry, segment: Segment) -> Held | None:
-    """Return the sketches of a segment; None where some have none."""
+    """Return what is to be held of a segment; None where some records have no sketch."""
     number, dimension = entry.collection.table_number, entry.collection.dimension
     if number is None or dimension is None:
         return None
+    parameters = {"low": segment.low, "high": segment.high}
     size = -(-dimension * entry.sketch // 8)
-    row = np.dtype([("seq", ">i8"), ("sketch", np.uint8, (size,))])
+    # bit_send() begins with the number of bits, vector_send() with that of the coordinates.
     query = sql.SQL(
-        # bit_send() begins with the number of bits.
         "SELECT count(*), count(sketch), string_agg(int8send(vseq) || substr(bit_send(sketch), 5), '') FROM {} "
         "WHERE vseq > %(low)s AND vseq <= %(high)s GROUP BY vseq >> 13"
     ).format(tables.records(number))
-    parameters = {"low": segment.low, "high": segment.high}
     parts = await connection.fetch(query.as_bytes(connection), parameters, prepare=False)
     if any(rows != sketched for rows, sketched, _ in parts):
         return None
-    found = np.frombuffer(b"".join(part for _, _, part in parts), row)
-    seqs = found["seq"].astype(np.int64)
-    whole = _words(found["sketch"])
-    first = np.ascontiguousarray(whole[:, _first(dimension, entry.sketch)].T)
-    return Held(seqs, whole, first, np.sort(seqs[~whole.any(axis=1)]))
-
-
-def _best(parts: Sequence[Held], embedding: Float32Matrix, bits: int, compared: int, count: int) -> Seqs:
-    query = _words(sketches.encode(embedding[None], bits))[0]
-    chosen = query[_first(len(embedding), bits)]
-    distances = _together([_distances_by_column(part.first, chosen) for part in parts])
-    wanted = (
-        compared if bits != 3 else max(_FIRST_PER_COMPARED * compared, int(len(distances) * _FIRST_SHARE))
+    sketched = np.frombuffer(
+        b"".join(part for _, _, part in parts), np.dtype([("seq", ">i8"), ("value", np.uint8, (size,))])
     )
-    places = _nearest(distances, wanted)
-    if bits == 3:
-        near = _nearest(_distances_by_row(_rows([part.whole for part in parts], places), query), compared)
-        places = places[near]
-    return np.concatenate(
-        [_rows([part.seqs for part in parts], places), *(part.zero[:count] for part in parts)]
+    query = sql.SQL(
+        "SELECT max(seq), string_agg(int8send(seq) || substr(vector_send(embedding), 5), '' ORDER BY seq) FROM "
+        "(SELECT seq, embedding FROM {} WHERE seq > %(low)s AND seq <= %(high)s ORDER BY seq LIMIT %(page)s) AS page"
+    ).format(tables.embeddings(number))
+    row = np.dtype([("seq", ">i8"), ("value", ">f4", (dimension,))])
+    seqs, codes, scales = (
+        [np.empty(0, np.int64)],
+        [np.empty((0, dimension), np.int8)],
+        [np.empty(0, np.float32)],
     )
-
-
-def _together(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _rows(arrays: Sequence[NDArray[Any]], places: NDArray[np.intp]) -> NDArray[Any]:
-    """Return the rows at ascending places of the arrays put one after the other."""
-    if len(arrays) == 1:
-        return arrays[0].take(places, axis=0)
-    starts = np.cumsum([0, *map(len, arrays)])
-    edges = np.searchsorted(places, starts)
-    return np.concatenate(
-        [
-            array.take(places[low:high] - start, axis=0)
-            for array, start, low, high in zip(arrays, starts, edges, edges[1:], strict=False)
-        ]
+    while True:
+        ((last, page),) = await connection.fetch(query.as_bytes(connection), {**parameters, "page": _PAGE})
+        if last is None:
+            break
+        parameters["low"] = last
+        found = np.frombuffer(page, row)
+        seqs.append(found["seq"].astype(np.int64))
+        steps, step = shortlist.encode(found["value"].astype(np.float32))
+        codes.append(steps)
+        scales.append(step)
+    # What was deleted between the two statements is in one of them only.
+    both, here, there = np.intersect1d(
+        sketched["seq"].astype(np.int64), np.concatenate(seqs), assume_unique=True, return_indices=True
+    )
+    return shortlist.hold(
+        both,
+        sketched["value"][here],
+        np.concatenate(codes)[there],
+        np.concatenate(scales)[there],
+        entry.sketch,
     )
 
 
-def _distances_by_column(columns: Words, query: Words) -> NDArray[np.uint16]:
-    """Return in how many bits the query differs from each column, shape (words, n)."""
-    rows = columns.shape[1]
-    distances = np.empty(rows, np.uint16)
-    column = query[:, None]
-    for start in range(0, rows, _BLOCK):
-        counts = np.bitwise_count(columns[:, start : start + _BLOCK] ^ column)
-        np.add.reduce(counts, axis=0, dtype=np.uint16, out=distances[start : start + _BLOCK])
-    return distances
-
-
-def _distances_by_row(rows: Words, query: Words) -> NDArray[np.float32]:
-    """Return in how many bits the query differs from each row, shape (n, words)."""
-    # The quickest way to add up short rows.
-    counts = np.bitwise_count(rows ^ query).astype(np.float32)
-    return np.asarray(counts @ np.ones(len(query), np.float32))
-
-
-def _nearest(distances: NDArray[Any], wanted: int) -> NDArray[np.intp]:
-    """Return the places of the `wanted` smallest, ascending; a few more where several are equal to the last of them."""
-    if len(distances) <= wanted:
-        return np.arange(len(distances))
-    bound = np.partition(distances, wanted - 1)[wanted - 1]
-    places = np.flatnonzero(distances <= bound)
-    if len(places) > 2 * wanted:
-        # Embeddings that are all alike.
-        nearer = np.flatnonzero(distances < bound)
-        equal = np.flatnonzero(distances == bound)[: wanted - len(nearer)]
-        places = np.sort(np.concatenate([nearer, equal]))
-    return places
+def _widths(entry: Entry, embedding: Float32Matrix, ef_search: int, count: int) -> tuple[int, int]:
+    """Return how many the second look leaves, and how many PostgreSQL compares."""
+    thoroughness = _PER_EF * max(1.0, _PER_EF_BITS / (entry.sketch * len(embedding)))
+    left = max(int(ef_search * _LEFT_PER_EF), _PER_RESULT * count, _LEAST)
+    return max(min(int(thoroughness * ef_search), _MOST_SECOND), 2 * left), min(left, _MOST_LEFT)

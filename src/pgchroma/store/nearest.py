@@ -101,6 +101,25 @@ def matching_among(
     )
 
 
+def numbers(source: sql.Composable, chosen: sql.Composable) -> sql.Composed:
+    """Return the statement for the numbers of the vectors of the records that a condition selects, as one value of eight bytes each."""
+    return sql.SQL("SELECT string_agg(int8send(record.vseq), '') FROM {} AS record WHERE {}").format(
+        source, chosen
+    )
+
+
+def matching_these(collection: Collection, chosen: sql.Composable, count: int) -> sql.Composed:
+    """Return the `count` nearest of the vectors numbered in `candidates`, of records that a condition still selects."""
+    number = _number(collection)
+    return sql.SQL(
+        "SELECT vector.record_seq, {} AS distance FROM {} AS vector CROSS JOIN LATERAL (SELECT FROM {} AS record "
+        "WHERE record.seq = vector.record_seq AND record.vseq = vector.seq AND {} OFFSET 0) AS matching "
+        "WHERE vector.seq = ANY(%(candidates)s) ORDER BY distance, vector.record_seq LIMIT {}"
+    ).format(
+        distance(collection), tables.embeddings(number), tables.records(number), chosen, sql.Literal(count)
+    )
+
+
 def unfiltered(collection: Collection, indexed: Sequence[Segment], count: int) -> sql.Composed:
     """Return the `count` nearest over all vectors: the best of each segment's index and of the tail."""
     return _best(collection, [_of_segment(collection, part, count) for part in indexed], indexed, count)

@@ -11,7 +11,7 @@ from psycopg import sql
 from pgchroma.store import kinds, nearest, sketches, tables
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.entries import GUARD, Entry
-from pgchroma.store.held import Seqs
+from pgchroma.store.shortlist import Seqs
 from pgchroma.store.wire import Numbers
 from pgchroma.types import Float32Matrix, Include
 
@@ -29,7 +29,7 @@ _MOST_COMPARED = 2_000
 # Of the candidates chosen by sketches in memory this share must still be there.
 _LEAST_FOUND = 0.9
 # With a filter so many times as many are chosen; this share of them must match, and so many per result.
-_BROADER, _LEAST_MATCHING, _PER_RESULT = 4, 1 / 6, 8
+_BROADER, _LEAST_MATCHING, _PER_RESULT = 4, 1 / 6, 3
 # Texts of statements that an entry keeps; filters of many shapes would make it grow for ever.
 _MOST_STATEMENTS = 200
 # Without indexes by which to walk, more than so many results are compared exactly.
@@ -189,6 +189,9 @@ async def filtered(
     rows = await _matching_among(connection, entry, embedding, count, chosen, shape, parameters, wanted)
     if rows is not None:
         return rows
+    rows = await _by_memory(connection, entry, embedding, count, matching, chosen, shape, parameters, wanted)
+    if rows is not None:
+        return rows
     by_sketch = False
     if not _is_anywhere(entry, embedding):
         if await _pays_to_walk(connection, entry, count, chosen, parameters):
@@ -253,6 +256,45 @@ async def _matching_among(
         return [row[:-2] for row in rows]
     memory.learn(key, -1)
     return None
+
+
+async def _by_memory(
+    connection: Connection,
+    entry: Entry,
+    embedding: Float32Matrix,
+    count: int,
+    matching: Matching,
+    chosen: sql.Composed,
+    shape: object,
+    parameters: dict[str, Any],
+    wanted: Wanted,
+) -> list[Row] | None:
+    """Return the nearest matches: PostgreSQL tells which match, memory which of them may be nearest, PostgreSQL how near they are.
+
+    None where not everything is held, or the collection has changed in between.
+    """
+    memory = connection.sketches
+    if memory is None or _is_anywhere(entry, embedding) or not memory.holds(entry):
+        return None
+    numbered = ("numbers", matching.source.as_bytes(connection), shape)
+    query = entry.statements.get(numbered)
+    if query is None:
+        query = nearest.numbers(matching.source, chosen).as_bytes(connection)
+        _remember(entry, numbered, query)
+    ((numbers,),) = await connection.fetch(query, parameters, prepare=False)
+    if numbers is None:
+        return []
+    seqs = np.frombuffer(numbers, ">i8").astype(np.int64)
+    candidates = memory.among(entry, seqs, embedding, _configured(entry), count)
+    if candidates is None or len(candidates) > _MOST_COMPARED:
+        return None
+    compared = ("compare", shape)
+    query = entry.statements.get(compared)
+    if query is None:
+        query = _statement(connection, entry, nearest.matching_these(entry.collection, chosen, count), wanted)
+        _remember(entry, compared, query)
+    rows = await connection.fetch(query, {**parameters, "candidates": Numbers(candidates)}, prepare=False)
+    return rows if len(rows) == min(count, len(seqs)) else None
 
 
 async def _pays_to_walk(
