@@ -12,6 +12,7 @@ from pgchroma.server.auth import Guard
 from pgchroma.server.handlers import Context
 from pgchroma.server.http import CHROMA_ERROR, HttpError, Receive, Request, Response, Scope, Send
 from pgchroma.server.middleware import RequestLog
+from pgchroma.server.read_ahead import ReadAhead
 from pgchroma.server.router import Router
 from pgchroma.server.routes import ROUTES
 from pgchroma.server.settings import ServerSettings
@@ -107,7 +108,8 @@ class Application:
         )
         watching = asyncio.create_task(_keep_watching(watch), name="watch")
         self._guard = Guard(watch) if asks_for_tokens else None
-        self._context = Context(store, self._settings, watch, self.metrics)
+        read_ahead = ReadAhead(store.moment, self._settings.read_ahead_mb << 20)
+        self._context = Context(store, self._settings, watch, self.metrics, read_ahead)
         if self._settings.indexer:
             self._indexer = asyncio.create_task(_keep_indexing(store), name="indexer")
         # What lives now lives until the end; the collector need not look at it again.
@@ -118,6 +120,7 @@ class Application:
         if self._requests:
             # Cancelled because their time is over; they still take back what they began and tell their clients.
             await asyncio.wait(self._requests, timeout=_LAST_WORDS_SECONDS)
+        await read_ahead.close()
         if self._indexer is not None:
             self._indexer.cancel()
             with contextlib.suppress(asyncio.CancelledError):

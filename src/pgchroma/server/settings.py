@@ -78,6 +78,11 @@ RULES: dict[str, Rules] = {
         minimum=0,
         maximum=65_536,
     ),
+    "read_ahead_mb": Rules(
+        "memory per worker for the next page of a client that reads a collection out, in MiB; 0 for none",
+        minimum=0,
+        maximum=4_096,
+    ),
     "max_body_bytes": Rules("largest request body, in bytes", minimum=1024, maximum=4 * 1024**3),
     "max_batch_size": Rules("most records in one add, upsert or update", minimum=1, maximum=10_000_000),
     "max_dimension": Rules("most numbers in one embedding; pgvector keeps 16000", minimum=1, maximum=16_000),
@@ -118,6 +123,7 @@ class ServerSettings:
     indexer: bool = True
     parallel_index_builds: bool = True
     sketch_memory_mb: int = 64
+    read_ahead_mb: int = 64
     max_body_bytes: int = 256 * 1024 * 1024
     max_batch_size: int = 100_000
     max_dimension: int = 16_000

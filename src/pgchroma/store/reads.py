@@ -208,6 +208,12 @@ def _join(number: int) -> sql.Composed:
     return sql.SQL("JOIN {} AS vector ON vector.seq = record.vseq").format(tables.embeddings(number))
 
 
+async def moment(connection: Connection) -> str:
+    """Return PostgreSQL's snapshot, which every commit changes: it ends a transaction that was under way or a newer one."""
+    rows = await connection.fetch(b"SELECT pg_current_snapshot()::text", {})
+    return str(rows[0][0])
+
+
 async def query(
     connection: Connection,
     collection_id: UUID,

@@ -284,6 +284,10 @@ class Store:
         """Return the selected records in insertion order."""
         return await self._database.read(lambda c: reads.get(c, collection_id, selection, include))
 
+    async def moment(self) -> str:
+        """Return PostgreSQL's snapshot: where two are equal, nothing was committed between them, and reads find the same."""
+        return await self._database.read(reads.moment)
+
     async def query(
         self,
         collection_id: UUID,

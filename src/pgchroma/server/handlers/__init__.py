@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pgchroma.server.metrics import Metrics
+from pgchroma.server.read_ahead import ReadAhead
 from pgchroma.server.settings import ServerSettings
 from pgchroma.store import Store
 from pgchroma.store.watch import Watch
@@ -16,3 +17,4 @@ class Context:
     settings: ServerSettings
     watch: Watch
     metrics: Metrics
+    read_ahead: ReadAhead

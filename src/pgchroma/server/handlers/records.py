@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pgchroma.server import embeddings, limits, metadata, responses
+from pgchroma.server import embeddings, limits, metadata, read_ahead, responses
 from pgchroma.server.handlers import Context
 from pgchroma.server.handlers.collections import collection_id
 from pgchroma.server.http import Request, Response, bad_request, json_response
@@ -15,6 +15,7 @@ from pgchroma.server.payloads import (
     UpdatePayload,
     WritePayload,
 )
+from pgchroma.server.read_ahead import Page
 from pgchroma.types import Filter, Float32Matrix, RecordBatch
 
 DEFAULT_N_RESULTS = 10
@@ -100,6 +101,14 @@ def _batch(
 async def get(context: Context, request: Request) -> Response:
     """Return records in insertion order."""
     payload = _get.decode(await request.body())
+    if (
+        payload.offset is not None
+        and (payload.limit or 0) >= read_ahead.SHORTEST
+        and payload.ids is None
+        and payload.where is None
+        and payload.where_document is None
+    ):
+        return await _get_page(context, request, payload)
     selection = Filter(
         payload.ids,
         limits.clause(payload.where, "where", context.settings),
@@ -110,6 +119,25 @@ async def get(context: Context, request: Request) -> Response:
     include = responses.include_of(payload.include)
     rows = await context.store.get(collection_id(request), selection, include)
     return json_response(responses.get_result(rows, payload.include))
+
+
+async def _get_page(context: Context, request: Request, payload: GetPayload) -> Response:
+    """Return one page of all records, which another is likely to follow."""
+    asked = Page(
+        request.params["tenant"],
+        request.params["database"],
+        collection_id(request),
+        tuple(payload.include),
+        payload.limit or 0,
+        payload.offset or 0,
+    )
+
+    async def read(page: Page) -> tuple[bytes, int]:
+        selection = Filter(limit=page.limit, offset=page.offset)
+        rows = await context.store.get(page.collection, selection, responses.include_of(page.include))
+        return json_response(responses.get_result(rows, page.include)).body, len(rows.ids)
+
+    return Response(await context.read_ahead.get(asked, read))
 
 
 async def query(context: Context, request: Request) -> Response:
