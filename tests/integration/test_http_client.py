@@ -254,3 +254,40 @@ def test_a_large_batch_takes_one_request(client: ClientAPI) -> None:
     count = client.get_max_batch_size()
     made.add(ids=[str(number) for number in range(count)], embeddings=np.ones((count, 8), dtype=np.float32))
     assert made.count() == count
+
+
+def test_pages_show_what_was_written_since_the_page_before(client: ClientAPI) -> None:
+    """Though the server reads the next page ahead."""
+    made = client.create_collection("pages", embedding_function=None)
+    ids = [f"{number:04}" for number in range(4_500)]
+    embeddings = np.random.default_rng(1).standard_normal((len(ids), 8)).astype(np.float32)
+    made.add(ids=ids, embeddings=embeddings, metadatas=[{"is": record_id} for record_id in ids])
+    for turn in range(3):
+        seen: list[str] = []
+        values: list[Any] = []
+        found = []
+        for offset in range(0, 5_000, 1_000):
+            page = made.get(limit=1_000, offset=offset, include=["metadatas", "embeddings"])
+            seen += page["ids"]
+            values += [metadata["is"] for metadata in page["metadatas"] or []]
+            found.append(np.asarray(page["embeddings"], np.float32).reshape(-1, 8))
+            if turn == 1:
+                # Neither the order nor the page that a record is on changes.
+                made.update(
+                    ids=[ids[offset + 1_000]] if offset < 3_000 else [ids[0]],
+                    metadatas=[{"is": f"new {offset}"}],
+                )
+        assert seen == ids
+        assert np.array_equal(np.concatenate(found), embeddings)
+        if turn:
+            assert [values[offset + 1_000] for offset in range(0, 3_000, 1_000)] == [
+                f"new {offset}" for offset in range(0, 3_000, 1_000)
+            ]
+    made.delete(ids=ids[:1_000])
+    made.get(limit=1_000, offset=0)
+    made.delete(ids=ids[1_000:2_000])
+    assert made.get(limit=1_000, offset=1_000)["ids"] == ids[3_000:4_000]
+    made.get(limit=1_000, offset=0)
+    client.delete_collection("pages")
+    with pytest.raises(NotFoundError):
+        made.get(limit=1_000, offset=1_000)

@@ -79,7 +79,7 @@ class ReadAhead:
         """Return the answer to a page, read now or ahead, and see to the next one where it is likely to be wanted."""
         known = await self._take(page)
         body, count = (known.body, known.count) if known is not None else await read(page)
-        if count == page.limit:
+        if count == page.limit and len(body) <= self._limit_bytes:
             self._begin(page, read)
         self._last = page
         return body
@@ -113,12 +113,7 @@ class ReadAhead:
         """Read the page after this one ahead, unless another is kept or it is not likely to be wanted."""
         loop = asyncio.get_running_loop()
         in_turn = self._last is not None and self._last.following == page
-        if (
-            self._task is not None
-            or not self._limit_bytes
-            or loop.time() < self._paused_until
-            or not (self._trusting or in_turn)
-        ):
+        if self._task is not None or loop.time() < self._paused_until or not (self._trusting or in_turn):
             return
         self._page = page.following
         self._task = asyncio.create_task(self._read(self._page, read), name="read-ahead")
