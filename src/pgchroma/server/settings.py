@@ -122,7 +122,7 @@ class ServerSettings:
     allow_reset: bool = False
     indexer: bool = True
     parallel_index_builds: bool = True
-    sketch_memory_mb: int = 64
+    sketch_memory_mb: int = 128
     read_ahead_mb: int = 64
     max_body_bytes: int = 256 * 1024 * 1024
     max_batch_size: int = 100_000

@@ -147,7 +147,7 @@ class StoreSettings:
     parallel_index_builds: bool = True
     index_minimum_rows: int = 2_000
     indexer_interval_seconds: float = 2.0
-    sketch_memory_mb: int = 64
+    sketch_memory_mb: int = 128
     application_name: str = "pgchroma"
 
 

@@ -130,8 +130,16 @@ def of_these(
         found = _narrowed(parts, places, query, embedding, second, left)
     else:
         found = _rows([part.seqs for part in parts], places)
-    zero = [np.intersect1d(part.zero, seqs)[:left] for part in parts if len(part.zero)]
-    return np.unique(np.concatenate([found, others, *zero]))
+    zero = [_in_both(part.zero, seqs)[:left] for part in parts if len(part.zero)]
+    return np.concatenate([found, others, *zero])
+
+
+def _in_both(few: Seqs, many: Seqs) -> Seqs:
+    """Return those of `few` that are in `many`, which ascends."""
+    places = np.searchsorted(many, few)
+    inside = places < len(many)
+    inside[inside] = many[places[inside]] == few[inside]
+    return few[inside]
 
 
 def _first_distances(
