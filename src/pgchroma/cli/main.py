@@ -86,6 +86,10 @@ class LazyGroup(click.Group):
         if cmd_name not in self.lazy:
             return super().get_command(ctx, cmd_name)
         module, attribute, _ = self.lazy[cmd_name]
+        if cmd_name == "migrate":
+            # It multiplies small matrices beside a busy PostgreSQL: more threads for that would only take its cores. NumPy reads this
+            # when it is imported.
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)  # noqa: S101 - a slip in COMMANDS, not a user's doing
         return command
