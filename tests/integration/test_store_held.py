@@ -335,3 +335,35 @@ async def test_a_filter_that_was_answered_from_memory_sees_deletions(store: Stor
     again, _ = await nearest(store, collection, embeddings[0].tolist(), K, where={"a": 1})
     assert len(again) == K
     assert set(map(int, again)) <= set(order[700:760].tolist())
+
+
+async def test_a_filter_that_was_asked_for_before_sees_every_change(store: Store) -> None:
+    embeddings = points(ROWS)
+    collection = await make(store, embeddings)
+    await held(store, collection, embeddings[0])
+    # Too few match for the way on which the nearest are chosen first.
+    some = [str(number) for number in range(0, ROWS, 50)]
+    await store.update(collection.id, RecordBatch(some, None, metadatas=[{"a": 1}] * len(some)))
+    query = embeddings[0].tolist()
+
+    async def ask() -> list[str]:
+        return (await nearest(store, collection, query, K, where={"a": 1}))[0]
+
+    for _ in range(6):
+        before = await ask()
+    assert store._sketches._noted
+    assert before[0] == "0"
+    # One no longer matches, one is gone, one moves away, one matches now, and one is new.
+    await store.update(collection.id, RecordBatch([before[1]], None, metadatas=[{"a": 2}]))
+    await store.delete(collection.id, Filter(ids=[before[2]]))
+    await store.update(collection.id, RecordBatch([before[3]], -embeddings[:1]))
+    order = np.argsort(distances("cosine", embeddings, embeddings[0]))
+    now = next(str(place) for place in order if str(place) not in some)
+    await store.update(collection.id, RecordBatch([now], None, metadatas=[{"a": 1}]))
+    await store.add(collection.id, RecordBatch(["new"], embeddings[:1], metadatas=[{"a": 1}]))
+    for _ in range(3):
+        after = await ask()
+        assert not {before[1], before[2], before[3]} & set(after)
+        assert set(after[:2]) == {"0", "new"}
+        assert now in after
+        assert len(after) == K

@@ -46,6 +46,8 @@ _SEQS_PER_SECOND = 16
 # After so many failures a way is not tried, until it would have been this many times.
 _HOPE, _HOPELESS = 2, 100
 _MOST_HOPES = 10_000
+# Filters whose matches are kept, and of how many matches at most: 32 MB at worst.
+_NOTED, _MOST_NOTED = 200, 20_000
 # Vectors read at a time.
 _PAGE = 4_096
 _PAUSE_SECONDS = 0.05
@@ -60,6 +62,7 @@ class SketchMemory:
         self._most_bytes = most_bytes
         self._held: OrderedDict[_Key, Held] = OrderedDict()
         self._bytes = 0
+        self._noted: OrderedDict[Hashable, tuple[str, Seqs]] = OrderedDict()
         self._hopes: dict[Hashable, int] = {}
         self._uses: OrderedDict[_Key, int] = OrderedDict()
         self._loading: asyncio.Task[None] | None = None
@@ -101,7 +104,7 @@ class SketchMemory:
             return None
         second, left = _widths(entry, embedding, ef_search, count)
         # Many that match a filter may all be about as far from the query.
-        second = min(3 * second + len(seqs) // _SEQS_PER_SECOND, 2 * _MOST_SECOND)
+        second = min(2 * second + len(seqs) // _SEQS_PER_SECOND, 2 * _MOST_SECOND)
         return shortlist.of_these(parts, seqs, embedding, entry.sketch, second, left)
 
     def holds(self, entry: Entry) -> bool:
@@ -134,6 +137,22 @@ class SketchMemory:
         if len(self._hopes) > _MOST_HOPES:
             self._hopes.clear()
         self._hopes[key] = min(self._hopes.get(key, _HOPE) + change, 2 * _HOPE)
+
+    def recall(self, key: Hashable) -> tuple[str, Seqs] | None:
+        """Return what `note` was given for `key`, if it is still there."""
+        found = self._noted.get(key)
+        if found is not None:
+            self._noted.move_to_end(key)
+        return found
+
+    def note(self, key: Hashable, snapshot: str, seqs: Seqs) -> None:
+        """Keep the numbers of the vectors that a filter selected, and the snapshot in which it did."""
+        if len(seqs) > _MOST_NOTED:
+            return
+        self._noted[key] = (snapshot, seqs)
+        self._noted.move_to_end(key)
+        while len(self._noted) > _NOTED:
+            self._noted.popitem(last=False)
 
     def forget(self, entry: Entry) -> None:
         """Drop what is held of a collection, because much of it has been deleted; the next queries have it read again."""

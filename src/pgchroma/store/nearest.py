@@ -102,19 +102,26 @@ def matching_among(
 
 
 def numbers(source: sql.Composable, chosen: sql.Composable) -> sql.Composed:
-    """Return the statement for the numbers of the vectors of the records that a condition selects, as one value of eight bytes each."""
-    return sql.SQL("SELECT string_agg(int8send(record.vseq), '') FROM {} AS record WHERE {}").format(
-        source, chosen
-    )
+    """Return the statement for the snapshot and the numbers of the vectors of the records that a condition selects.
+
+    The numbers come as one value, eight bytes each.
+    """
+    return sql.SQL(
+        "SELECT pg_current_snapshot()::text, string_agg(int8send(record.vseq), '') FROM {} AS record WHERE {}"
+    ).format(source, chosen)
 
 
 def matching_these(collection: Collection, chosen: sql.Composable, count: int) -> sql.Composed:
-    """Return the `count` nearest of the vectors numbered in `candidates`, of records that a condition still selects."""
+    """Return the `count` nearest of the vectors numbered in `candidates`, of records that a condition still selects.
+
+    None at all unless `snapshot` is empty or the statement's own.
+    """
     number = _number(collection)
     return sql.SQL(
         "SELECT vector.record_seq, {} AS distance FROM {} AS vector CROSS JOIN LATERAL (SELECT FROM {} AS record "
         "WHERE record.seq = vector.record_seq AND record.vseq = vector.seq AND {} OFFSET 0) AS matching "
-        "WHERE vector.seq = ANY(%(candidates)s) ORDER BY distance, vector.record_seq LIMIT {}"
+        "WHERE vector.seq = ANY(%(candidates)s) AND %(snapshot)s IN ('', pg_current_snapshot()::text) "
+        "ORDER BY distance, vector.record_seq LIMIT {}"
     ).format(
         distance(collection), tables.embeddings(number), tables.records(number), chosen, sql.Literal(count)
     )

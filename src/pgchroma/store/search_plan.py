@@ -30,6 +30,8 @@ _MOST_COMPARED = 2_000
 _LEAST_FOUND = 0.9
 # With a filter so many times as many are chosen; this share of them must match, and so many per result.
 _BROADER, _LEAST_MATCHING, _PER_RESULT = 4, 1 / 6, 3
+# Filters with longer values are not worth remembering.
+_LONGEST_VALUES = 2_000
 # Texts of statements that an entry keeps; filters of many shapes would make it grow for ever.
 _MOST_STATEMENTS = 200
 # Without indexes by which to walk, more than so many results are compared exactly.
@@ -248,7 +250,7 @@ async def _matching_among(
         found = nearest.matching_among(entry.collection, entry.vectors, chosen, count)
         query = _statement(connection, entry, found, wanted, counts=("found", "matched"))
         _remember(entry, shape, query)
-    rows = await connection.fetch(query, {**parameters, "candidates": Numbers(candidates)}, prepare=False)
+    rows = await connection.fetch(query, {**parameters, "candidates": Numbers(candidates)})
     if len(rows) == count and rows[0][-2] < _LEAST_FOUND * len(candidates):
         memory.forget(entry)
     elif len(rows) == count and rows[0][-1] >= max(_LEAST_MATCHING * len(candidates), _PER_RESULT * count):
@@ -277,15 +279,44 @@ async def _by_memory(
     if memory is None or _is_anywhere(entry, embedding) or not memory.holds(entry):
         return None
     numbered = ("numbers", matching.source.as_bytes(connection), shape)
+    values = repr(matching.parameters)
+    noted = (entry.identity, entry.revision, numbered, values) if len(values) <= _LONGEST_VALUES else None
+    # What matched in this very snapshot still does: nothing at all has been written since.
+    known = memory.recall(noted)
+    if known is not None:
+        before, seqs = known
+        rows = await _compare(
+            connection, entry, embedding, count, before, seqs, chosen, shape, parameters, wanted
+        )
+        if rows is not None:
+            return rows
     query = entry.statements.get(numbered)
     if query is None:
         query = nearest.numbers(matching.source, chosen).as_bytes(connection)
         _remember(entry, numbered, query)
-    ((numbers,),) = await connection.fetch(query, parameters, prepare=False)
+    ((snapshot, numbers),) = await connection.fetch(query, parameters, prepare=False)
     if numbers is None:
         return []
     seqs = np.frombuffer(numbers, ">i8").astype(np.int64)
-    candidates = memory.among(entry, seqs, embedding, _configured(entry), count)
+    if noted is not None:
+        memory.note(noted, snapshot, seqs)
+    return await _compare(connection, entry, embedding, count, "", seqs, chosen, shape, parameters, wanted)
+
+
+async def _compare(
+    connection: Connection,
+    entry: Entry,
+    embedding: Float32Matrix,
+    count: int,
+    snapshot: str,
+    seqs: Seqs,
+    chosen: sql.Composed,
+    shape: object,
+    parameters: dict[str, Any],
+    wanted: Wanted,
+) -> list[Row] | None:
+    """Return the nearest of the vectors with these numbers; None where something has changed, or they are too many."""
+    candidates = connection.sketches.among(entry, seqs, embedding, _configured(entry), count)
     if candidates is None or len(candidates) > _MOST_COMPARED:
         return None
     compared = ("compare", shape)
@@ -293,7 +324,10 @@ async def _by_memory(
     if query is None:
         query = _statement(connection, entry, nearest.matching_these(entry.collection, chosen, count), wanted)
         _remember(entry, compared, query)
-    rows = await connection.fetch(query, {**parameters, "candidates": Numbers(candidates)}, prepare=False)
+    # Its plan is the same for all values: from the candidates to their records.
+    rows = await connection.fetch(
+        query, {**parameters, "candidates": Numbers(candidates), "snapshot": snapshot}
+    )
     return rows if len(rows) == min(count, len(seqs)) else None
 
 

@@ -118,7 +118,8 @@ def of_these(
     parts: Sequence[Held], seqs: Seqs, embedding: Float32Matrix, bits: int, second: int, left: int
 ) -> Seqs:
     """Return what `of_all` does, of the vectors with these numbers, in any order, and in addition those that are not held."""
-    seqs = np.sort(seqs)
+    if (seqs[1:] < seqs[:-1]).any():
+        seqs = np.sort(seqs)
     places, others = _places(parts, seqs)
     if len(places) > left:
         query = _words(sketches.encode(embedding[None], bits))[0]
