@@ -190,8 +190,8 @@ class SketchMemory:
             segment for segment in entry.vectors if (entry.identity, segment.index_name) not in self._held
         ]
         try:
+            await self._wait_for_writers()
             async with self._lend() as connection:
-                await _wait_for_writers(connection)
                 for segment in missing:
                     held = await _read(connection, entry, segment)
                     if held is not None:
@@ -200,6 +200,25 @@ class SketchMemory:
             # The queries say so themselves where it concerns them.
             logger.info("sketches of %s are not held: %s", entry.collection.path, error)
 
+    async def _wait_for_writers(self) -> None:
+        """Return when every write that is under way has ended: it may hold a number that a segment covers.
+
+        Raises:
+            PgchromaError: one takes too long.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PATIENCE_SECONDS
+        writers = await self._writers()
+        while writers and writers & await self._writers():
+            if loop.time() > deadline:
+                raise PgchromaError("a write that is under way takes long")
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _writers(self) -> set[str]:
+        # Requests need the connection more than one who waits.
+        async with self._lend() as connection:
+            return await barrier.holders(connection)
+
     def _keep(self, key: _Key, held: Held) -> None:
         if held.size > self._most_bytes:
             return
@@ -207,21 +226,6 @@ class SketchMemory:
         self._bytes += held.size
         while self._bytes > self._most_bytes:
             self._bytes -= self._held.popitem(last=False)[1].size
-
-
-async def _wait_for_writers(connection: Connection) -> None:
-    """Return when every write that is under way has ended: it may hold a number that a segment covers.
-
-    Raises:
-        PgchromaError: one takes too long.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _PATIENCE_SECONDS
-    writers = await barrier.holders(connection)
-    while writers and writers & await barrier.holders(connection):
-        if loop.time() > deadline:
-            raise PgchromaError("a write that is under way takes long")
-        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def _read(connection: Connection, entry: Entry, segment: Segment) -> Held | None:
