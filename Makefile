@@ -49,7 +49,7 @@ lint: venv ## Check style, types and playbooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	shellcheck $$(git ls-files -z ':!*.j2' | xargs -0 grep -lE '^#!.*\b(bash|sh)$$')
+	shellcheck $$(git ls-files -z ':!*.j2' | xargs -0 grep -slE '^#!.*\b(bash|sh)$$')
 	$(BIN)/yamllint --strict .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline --strict
 
