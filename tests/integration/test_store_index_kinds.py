@@ -23,7 +23,10 @@ from support.postgres import Databases
 from support.store import eventually, execute, ids, make, nearest, require_whole
 
 pytestmark = pytest.mark.anyio
-SETTINGS = StoreSettings(pool_size=2, index_minimum_rows=100, indexer_interval_seconds=0.02)
+# Without sketches in memory, which would answer instead of the index after some queries.
+SETTINGS = StoreSettings(
+    pool_size=2, index_minimum_rows=100, indexer_interval_seconds=0.02, sketch_memory_mb=0
+)
 # Long enough for sketches.
 DIMENSION = 128
 ROWS = 1_500

@@ -55,9 +55,14 @@ def embeddings(collection: Collection) -> sql.Identifier:
 async def next_seqs(connection: Connection, count: int) -> NDArray[np.int64]:
     """Return so many numbers that no other record has."""
     cursor = await connection.execute(
-        "SELECT nextval('pgchroma.record_seqs') FROM generate_series(1, %s)", [count]
+        "SELECT string_agg(int8send(nextval('pgchroma.record_seqs')), '') FROM generate_series(1, %s)",
+        [count],
+        binary=True,
     )
-    return np.array([row[0] for row in await cursor.fetchall()], dtype=np.int64)
+    row = await cursor.fetchone()
+    assert row is not None  # noqa: S101 - an aggregate always has a row
+    # In one value: a row each would take ten times as long to read.
+    return np.frombuffer(row[0] or b"", dtype=">i8").astype(np.int64)
 
 
 def row_numbers(changes: Sequence[Change]) -> NDArray[np.int64]:
