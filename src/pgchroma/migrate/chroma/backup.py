@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 import zstandard
 
 from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError, SourceError
+from pgchroma.migrate import aside
 from pgchroma.migrate.archive import Manifest, differences, manifest_of, opened, pack, sha256_of
 from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.migrate.chroma.snapshot import DATABASE, connect, copy_database, require_folder, require_sound
@@ -266,6 +267,6 @@ def _move_aside(folder: Path) -> Path | None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         return None
-    aside = folder.with_name(f"{folder.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
-    folder.rename(aside)
-    return aside
+    former = aside.name_for(folder, "before-restore")
+    folder.rename(former)
+    return former

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
 from pgchroma.errors import RefusedError
+from pgchroma.migrate import aside
 from pgchroma.migrate.exchange import form
 from pgchroma.migrate.exchange.jsonl import JsonlWriter, open_jsonl
 from pgchroma.migrate.exchange.parquet import ParquetWriter, open_parquet
@@ -135,9 +135,9 @@ class ExchangeSink:
         """Give the file its name."""
         kept = {}
         if self.replaces:
-            aside = self._path.with_name(f"{self._path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
-            self._path.rename(aside)
-            kept = {"replaced": str(aside)}
+            former = aside.name_for(self._path)
+            self._path.rename(former)
+            kept = {"replaced": str(former)}
         self._writer.publish()
         return kept
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from uuid import UUID
 
 from pgchroma.errors import ConfigurationError, RefusedError, SourceError
+from pgchroma.migrate import aside
 from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.migrate.journal import was_publishing
 from pgchroma.migrate.model import (
@@ -265,11 +266,11 @@ class FolderSink:
         if self.partial == self.path:
             return kept
         if self.path.exists() and any(self.path.iterdir()):
-            aside = self.path.with_name(f"{self.path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
-            kept = {"replaced": str(aside)}
+            former = aside.name_for(self.path)
+            kept = {"replaced": str(former)}
             if journal is not None:
                 journal.note_publishing(kept)
-            self.path.rename(aside)
+            self.path.rename(former)
         elif self.path.exists():
             self.path.rmdir()
         if journal is not None:
