@@ -16,8 +16,9 @@ from chromadb.api.models.Collection import Collection
 
 from bench import dataset, report, work, wrk
 from bench.dataset import Dataset
+from bench.replay import replaying
 from bench.report import Row
-from bench.systems import OURS, UPSTREAM, System, ours, upstream
+from bench.systems import OURS, UPSTREAM, System, client, ours, upstream
 from bench.work import Request
 
 
@@ -118,12 +119,20 @@ class Bench:
                 "export",
                 lambda system, _: work.export(self.collections[system.name, "records-0"], len(self.data)),
             )
+            self.by_turns("export-client", self._replayed)
         if self.wants("large"):
             grown = self.data.grown(large)
             self.by_turns("ingest-60k", self.fill("large", grown), 1)
             self._filters("60k", "large-0", grown)
         if self.wants("mixed"):
             self._mixed()
+
+    def _replayed(self, system: System, _: int) -> float:
+        with replaying(system.port) as port:
+            collection = client(port).get_collection("records-0", embedding_function=None)
+            # The first time the pages come from the server.
+            work.export(collection, len(self.data))
+            return work.export(collection, len(self.data))
 
     def _filters(self, size: str, name: str, data: Dataset) -> None:
         for kind, section in zip(("many", "some", "few"), work.sections(data), strict=True):

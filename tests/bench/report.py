@@ -54,6 +54,7 @@ TARGETS: dict[str, Target] = {
     "and-get": Target("get with $and over metadata, p50", "ms", at_most=0.25),
     "get": Target("get by id, p50", "ms", at_most=0.8),
     "export": Target("full export, pages of 5,000 with embeddings", "rows/s", at_least=4),
+    "export-client": Target("the same pages replayed by a program that does nothing else", "rows/s"),
     "mixed": Target("8 readers beside a writer, reader p95", "ms", at_most=0.5),
     "mixed-readers": Target("8 readers beside a writer, queries", "/s"),
     "mixed-writer": Target("the writer beside 8 readers", "rows/s"),

@@ -47,6 +47,11 @@ POSTGRES_SETTINGS = {
 }
 
 
+def client(port: int) -> ClientAPI:
+    """Return Chroma's own client of a server on this host."""
+    return chromadb.HttpClient(host="127.0.0.1", port=port, settings=Settings(anonymized_telemetry=False))
+
+
 @dataclass(slots=True)
 class System:
     """A running server.
@@ -64,8 +69,7 @@ class System:
     client: ClientAPI = field(init=False)
 
     def __post_init__(self) -> None:
-        settings = Settings(anonymized_telemetry=False)
-        self.client = chromadb.HttpClient(host="127.0.0.1", port=self.port, settings=settings)
+        self.client = client(self.port)
 
     def create(self, name: str) -> Collection:
         """Create a collection by cosine distance with ef 100."""
