@@ -25,7 +25,7 @@ def documented() -> dict[str, str]:
 def shown(value: object) -> str:
     if value is MISSING:
         return "required"
-    if value is None:
+    if value is None or value == "":
         return "unset"
     if isinstance(value, bool):
         return str(value).lower()

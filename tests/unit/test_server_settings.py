@@ -61,6 +61,14 @@ def test_a_wrong_value_is_named_with_what_is_allowed(variable: str, value: str) 
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "value", ["example.org", "https://example.org/", "https://a.org https://b.org", "https://"]
+)
+def test_what_no_browser_sends_as_its_origin_is_refused(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"PGCHROMA_CORS_ALLOW_ORIGINS.* is not an origin"):
+        ServerSettings.load({**URL, "PGCHROMA_CORS_ALLOW_ORIGINS": f"http://localhost:5173, {value}"})
+
+
 def test_an_option_is_checked_like_a_variable() -> None:
     with pytest.raises(ConfigurationError, match="PGCHROMA_PORT=70000"):
         ServerSettings.load(URL, {"port": 70000})

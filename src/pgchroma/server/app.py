@@ -9,13 +9,14 @@ from typing import Any
 
 from pgchroma.server import errors, logs, metrics
 from pgchroma.server.auth import Guard
+from pgchroma.server.cors import CrossOrigin, origins_of
 from pgchroma.server.handlers import Context
 from pgchroma.server.http import CHROMA_ERROR, HttpError, Receive, Request, Response, Scope, Send
 from pgchroma.server.middleware import RequestLog
 from pgchroma.server.read_ahead import ReadAhead
 from pgchroma.server.router import Router
 from pgchroma.server.routes import ROUTES
-from pgchroma.server.settings import ServerSettings
+from pgchroma.server.settings import ServerSettings, variable_name
 from pgchroma.store import Store, bounds
 from pgchroma.store.watch import Watch
 
@@ -180,4 +181,9 @@ class ApplicationFactory:
         """Return the application with its request log around it; the worker's logs go where the parent's do."""
         logs.configure(self.settings.log_level)
         application = Application(self.settings)
-        return RequestLog(application, application.metrics, access_log=self.settings.access_log)
+        origins = origins_of(self.settings.cors_allow_origins, variable_name("cors_allow_origins"))
+        return RequestLog(
+            CrossOrigin(application, origins) if origins else application,
+            application.metrics,
+            access_log=self.settings.access_log,
+        )

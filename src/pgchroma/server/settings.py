@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgchroma.errors import ConfigurationError
+from pgchroma.server.cors import origins_of
 from pgchroma.store import StoreSettings
 
 ENV_PREFIX = "PGCHROMA_"
@@ -70,6 +71,9 @@ RULES: dict[str, Rules] = {
         "who may use the server; token: who sends one; off: everyone who reaches it", choices=("token", "off")
     ),
     "allow_unauthenticated": Rules("listen on other than loopback addresses although auth is off"),
+    "cors_allow_origins": Rules(
+        "origins whose pages may call the server from a browser, separated by commas; * for all, empty for none"
+    ),
     "allow_reset": Rules("let POST /api/v2/reset delete everything in the database", alias="ALLOW_RESET"),
     "indexer": Rules("build vector indexes in the background"),
     "parallel_index_builds": Rules("build an index with several processes; false for pgvector below 0.8.4"),
@@ -119,6 +123,7 @@ class ServerSettings:
     request_timeout_seconds: float = 120.0
     auth: str = "token"
     allow_unauthenticated: bool = False
+    cors_allow_origins: str = ""
     allow_reset: bool = False
     indexer: bool = True
     parallel_index_builds: bool = True
@@ -167,6 +172,7 @@ class ServerSettings:
                 values["database_password_file"] = path
         settings = cls(**values)
         settings._check_exposure()
+        origins_of(settings.cors_allow_origins, variable_name("cors_allow_origins"))
         return settings
 
     def _check_exposure(self) -> None:
