@@ -1,6 +1,7 @@
 """Coming back: to a moment, a name, a place; what cannot be reached is refused before anything stops; what stops half-way resumes."""
 
 import json
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -196,6 +197,60 @@ def test_interrupted_restore_cannot_be_started_and_resumes(host: Host, cluster: 
     assert answer.status == 0, answer.text
     assert cluster.rows() == rows
     assert cluster("restore-finish", "--keep=restored").status == 0
+
+
+class TestArchiveEnd:
+    """PostgreSQL takes WAL that it cannot have or read for the end of the archive; a restore to its end must not."""
+
+    def test_damaged_wal_does_not_pass_for_it(self, host: Host, cluster: Cluster) -> None:
+        assert cluster("backup", "--type=full", "--repository=1").status == 0
+        for _ in range(4):
+            cluster.add(10)
+            cluster.sql("SELECT pg_switch_wal()")
+        wait_for("all is archived", lambda: waiting(cluster) == 0, seconds=60)
+        rows = cluster.rows()
+        file = cluster.run("ls -1 /var/lib/pgbackrest/archive/main/17-1/*/*-*.zst | tail -n 2 | head -n 1")
+        host.check_output(f"cp -p {file} /root/segment")
+        host.check_output(f"printf 'DAMAGED' | dd of={file} bs=1 seek=500 conv=notrunc status=none")
+        try:
+            answer = cluster.restore(latest=True, repository=1)
+            assert answer.status == 8, answer.text
+            assert "cannot get past" in answer.text
+            assert not cluster.is_running(), "half of the rows must not be served"
+            kept = cluster.plan(latest=True, repository=2).result["kept"]
+            assert host.file(kept).is_directory
+            resumed = cluster.restore(latest=True, repository=2)
+            assert resumed.status == 0, resumed.text
+            assert cluster.rows() == rows
+        finally:
+            host.check_output(f"cp -p /root/segment {file}")
+        assert cluster("restore-finish", "--keep=restored").status == 0
+
+    def test_repository_that_goes_away_half_way(self, host: Host, s3: Host, cluster: Cluster) -> None:
+        cluster.add(10)
+        rows = cluster.rows()
+        # Held while its files are on the way, until the repository is gone.
+        script = (
+            'pgchroma-backup restore --stop --target \'{"latest": true, "repository": 2}\' >/root/restore.log 2>&1 & '
+            f"until [ -e {DATA}/backup.manifest ]; do :; done; pkill -STOP -x -u postgres pgbackrest"
+        )
+        host.check_output(f"bash -c {shlex.quote(script)}")
+        s3.check_output("systemctl stop haproxy")
+        try:
+            host.check_output("pkill -CONT -x -u postgres pgbackrest")
+            ended = "! pgrep -f 'pgchroma-backup restor[e]|pgchroma_backup restor[e]'"
+            wait_for("the restore has given up", lambda: host.run(ended).rc == 0, seconds=240)
+            told = host.file("/root/restore.log").content_string
+            assert "cannot be reached" in told, told
+            assert "run the same playbook again to resume" in told
+            assert not host.file(f"{DATA}/global/pg_control").exists
+        finally:
+            s3.check_output("systemctl start haproxy")
+            wait_for("S3 answers", lambda: s3.socket("tcp://0.0.0.0:9443").is_listening)
+        answer = cluster.restore(latest=True, repository=2)
+        assert answer.status == 0, answer.text
+        assert cluster.rows() == rows
+        assert cluster("restore-finish", "--keep=restored").status == 0
 
 
 def test_full_wal_disk_loses_nothing(host: Host, cluster: Cluster, s3_away: None) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-backup, engine, errors, restore, settings, target, verification = (
+backup, engine, errors, recovery, restore, settings, target, verification = (
     importlib.import_module(f"pgchroma_backup.{name}")
-    for name in ("backup", "engine", "errors", "restore", "settings", "target", "verification")
+    for name in ("backup", "engine", "errors", "recovery", "restore", "settings", "target", "verification")
 )
 
 
@@ -144,6 +145,65 @@ def test_the_end_of_a_backup_names_no_timeline(host: Any) -> None:
     assert restore.options_of(wanted, INFO["backup"][0], 1, "current") == options
     with pytest.raises(errors.BackupError, match="backup's own timeline"):
         target.read({"immediate": True, "timeline": 3})
+
+
+def test_the_end_of_the_archive_is_not_left_to_postgresql(host: Any) -> None:
+    """As a standby it goes on asking for WAL, where it would otherwise take what it cannot read for the end."""
+    wanted = target.read({"latest": True})
+    options = ["--repo=1", "--set=A", "--type=standby", "--target-timeline=latest"]
+    assert restore.options_of(wanted, INFO["backup"][0], 1, "latest") == options
+
+
+@pytest.mark.parametrize(
+    ("timeline", "names", "end"),
+    [
+        ("latest", {"": "0000000100000000 00000001.x", "/0000000100000000": "{1:5} {1:6}"}, "{1:6}"),
+        (
+            "latest",
+            {"": "0000000100000000 00000002.history", "/00000002.history": "1\t0/5000060\tx"},
+            "0/5000060",
+        ),
+        (
+            "latest",
+            {"": "0000000100000000 0000000200000000 00000002.history", "/0000000200000000": "{2:7}"},
+            "{2:7}",
+        ),
+        (
+            "1",
+            {"": "0000000100000000 0000000200000000 00000002.history", "/0000000100000000": "{1:6}"},
+            "{1:6}",
+        ),
+        ("current", {"": "00000002.history"}, "000000010000000000000003"),
+    ],
+    ids=[
+        "one timeline",
+        "a timeline without a segment",
+        "the youngest",
+        "an older one",
+        "nothing but the backup's own",
+    ],
+)
+def test_the_end_of_the_archive_is_found(
+    host: Any, monkeypatch: pytest.MonkeyPatch, timeline: str, names: dict[str, str], end: str
+) -> None:
+    def segment(text: str, rest: str) -> str:
+        return re.sub(r"\{(\d):(\d)\}", lambda one: f"{int(one[1]):08X}{0:08X}{int(one[2]):08X}{rest}", text)
+
+    info = {**INFO, "archive": [{"id": "17-1", "database": {"id": 1, "repo-key": 1}}]}
+    answers = {f"archive/main/17-1{path}": segment(text, f"-{'a' * 40}.zst") for path, text in names.items()}
+    monkeypatch.setattr(target, "stored", lambda host, number, verb, path: answers[path])
+    found = target.archive_end(host, info, INFO["backup"][0], 1, timeline)
+    assert found == segment(end, "")
+
+
+def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:
+    """Asking once is usual where a repository is slow; asking for the same again and again is not."""
+    line = "LOG:  waiting for WAL to become available at 0/{}000000\n"
+    log = "LOG:  starting PostgreSQL 17\n" + line.format(2) * 9 + "LOG:  starting PostgreSQL 17\n"
+    asked = recovery.WAITING.findall
+    assert recovery.stalled_at(host, asked(recovery.since_start(log))) == ""
+    assert recovery.stalled_at(host, asked(line.format(3) + line.format(4) * 2)) == ""
+    assert recovery.stalled_at(host, asked(line.format(3) + line.format(4) * 3)) == "0/4000000"
 
 
 @pytest.mark.parametrize(

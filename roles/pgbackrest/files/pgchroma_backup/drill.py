@@ -115,7 +115,7 @@ def run(settings: Settings) -> dict[str, Any]:
                 "bytes": found["bytes"],
             }
             receipt["command"] = found["command"]
-            side.copy(settings, place, settings.drill_port, found["command"])
+            side.copy(settings, place, settings.drill_port, found)
             receipt["restore_seconds"] = round(time.time() - started, 1)
             receipt["checks"] = prove(settings, place)
             side.stop(settings, place)

@@ -48,7 +48,7 @@ MEANINGS = (
         CONFIGURATION,
     ),
     (
-        r"\[ChecksumError\]|ERROR: \[026\]|error restoring .*checksum|checksum invalid",
+        r"\[ChecksumError\]|ERROR: \[026\]|error restoring .*checksum|checksum invalid|(?:zst|lz4|zlib|bz2) error",
         "a file in the repository is damaged",
         "restore an older set, or from another repository; backup_verify.yml shows what is damaged",
         DAMAGED,
@@ -250,12 +250,12 @@ def server_log(settings: Settings) -> str:
     found = re.search(r"(\d+)-(\w+)", settings.service)
     if found:
         tail = run(
-            ["tail", "-n", "60", f"/var/log/postgresql/postgresql-{found.group(1)}-{found.group(2)}.log"]
+            ["tail", "-n", "4000", f"/var/log/postgresql/postgresql-{found.group(1)}-{found.group(2)}.log"]
         )
         if tail.status == 0:
             return tail.output
     return run_as_root(
-        ["journalctl", f"--unit={settings.service}", "--lines=60", "--no-pager", "--output=cat"]
+        ["journalctl", f"--unit={settings.service}", "--lines=4000", "--no-pager", "--output=cat"]
     ).output
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts, replicas, side, target
+from . import engine, receipts, recovery, replicas, side, target
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target
@@ -22,7 +22,10 @@ MEGABYTE = 1 << 20
 def options_of(goal: Target, chosen: dict[str, Any], number: int, timeline: str) -> list[str]:
     """Return pgBackRest's options for a target; the set and the repository are always named, so nothing is left to chance."""
     options = [f"--repo={number}", f"--set={chosen['label']}"]
-    if goal.kind != "latest":
+    if goal.kind == "latest":
+        # It is promoted when it has come to the end of what the repository holds, see recovery.py.
+        options.append("--type=standby")
+    else:
         options.append(f"--type={goal.kind}")
         options.append("--target-action=promote")
     if goal.kind == "time":
@@ -89,6 +92,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
     else:
         place = settings.data
     resumes = stopped is not None and not goal.side
+    end = target.archive_end(settings, info, chosen, number, timeline) if goal.kind == "latest" else ""
     if resumes or (goal.overwrite and not goal.side):
         options.append("--delta")
     needed = 0 if goal.overwrite or resumes else chosen["info"]["size"]
@@ -110,6 +114,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         "set": chosen["label"],
         "set_ended": receipts.stamp(chosen["timestamp"]["stop"]),
         "timeline": timeline,
+        "until": end,
         "bytes": chosen["info"]["size"],
         "free_bytes": free,
         "directory": str(place),
@@ -142,6 +147,8 @@ def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
         f"  backup     {found['set']}, ended {found['set_ended']}, {size} MB; timeline {found['timeline']}",
         f"  into       {found['directory']} ({free} MB free)",
     ]
+    if found["until"]:
+        lines.insert(3, f"  WAL        up to {found['until']}, the last that the repository holds")
     if goal.side:
         lines.append(
             f"  beside     the cluster: port {goal.port}, socket only, archiving off; {settings.data_dir} is not touched"
@@ -222,6 +229,7 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, start: bool =
             )
         if running:
             flush(settings)
+            found = {**found, "until": plan(settings, wanted)["until"]}
             control(settings, "stop")
         prepare(settings, found)
         marker = {
@@ -235,7 +243,7 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, start: bool =
         copied = time.time()
         receipts.write(settings, MARKER, {**marker, "phase": "recovering"})
         if start:
-            recover(settings)
+            recover(settings, found["until"])
         receipts.write(settings, MARKER, {**marker, "phase": "done"})
         receipt = {
             **found,
@@ -295,48 +303,21 @@ def copy(found: dict[str, Any]) -> None:
     raise BackupError(error.message, hint, error.code if error.code != UNEXPECTED else INTERRUPTED)
 
 
-def recover(settings: Settings) -> None:
-    """Start the server and wait until recovery has ended and it takes writes.
+def recover(settings: Settings, end: str = "") -> None:
+    """Start the server and wait until recovery has ended and it takes writes; ``end`` is what it must have replayed before.
 
     Raises:
         BackupError: recovery could not reach the target, or did not end in time.
     """
+    server = recovery.own_server(settings)
     try:
         control(settings, "start")
     except BackupError as error:
-        raise reason(settings, error) from error
-    deadline = time.monotonic() + settings.recovery_seconds
-    while True:
-        try:
-            if engine.query(settings, "SELECT pg_is_in_recovery()")[0] == "f":
-                return
-        except BackupError as error:
-            if not engine.is_running(settings):
-                raise reason(settings, error) from error
-        if time.monotonic() > deadline:
-            hint = "it goes on by itself; the PostgreSQL log shows how far it is. pgbackrest_recovery_seconds is how long is waited"
-            raise BackupError(
-                f"recovery has not ended within {settings.recovery_seconds} s", hint, INTERRUPTED
-            )
-        time.sleep(0.2)
-
-
-def reason(settings: Settings, error: BackupError) -> BackupError:
-    """Return why a restored server did not start, as its log tells."""
-    log = engine.server_log(settings)
-    reached = re.findall(r"last completed transaction was at log time (\S+ \S+ \S+)", log)
-    if "recovery ended before configured recovery target was reached" in log:
-        end = (
-            f"the archive ends at {reached[-1]}"
-            if reached
-            else "the archive holds no transaction after the backup"
-        )
-        hint = "choose a target before that, or latest, and run the playbook again: it resumes with the files that are there"
-        return BackupError(f"the target lies after the last WAL that was archived: {end}", hint, INTERRUPTED)
-    fatal = [line for line in log.splitlines() if "FATAL" in line or "PANIC" in line]
-    detail = fatal[-1] if fatal else error.message
-    return BackupError(
-        f"the restored server does not start: {detail}",
-        "run the playbook again when that is mended; it resumes",
-        INTERRUPTED,
-    )
+        raise recovery.reason(server, error) from error
+    try:
+        recovery.wait(settings, server, lambda: engine.is_running(settings), end)
+    except BackupError:
+        if end and engine.is_running(settings):
+            # It serves nothing but reads as it stands, and would go on trying; the next run starts it again.
+            control(settings, "stop")
+        raise

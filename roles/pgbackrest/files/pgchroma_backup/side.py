@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts
-from .errors import BackupError, RefusedError
+from . import engine, receipts, recovery
+from .errors import UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target
 
@@ -128,33 +128,51 @@ def configure(settings: Settings, place: Path, port: int) -> None:
         own(place / name)
 
 
-def start(settings: Settings, place: Path, port: int) -> None:
+def server(place: Path, port: int) -> recovery.Server:
+    """Return the copy's server."""
+
+    def log() -> str:
+        try:
+            return (place / "server.log").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+
+    return recovery.Server(f"{place}/socket", port, place / "data", log)
+
+
+def start(settings: Settings, place: Path, port: int, end: str) -> None:
     """Start the copy and wait until recovery has ended.
 
     Raises:
         BackupError: it did not start, or recovery did not end in time; the end of its log is in the message.
     """
     log = place / "server.log"
-    command = [f"{settings.bin_dir}/pg_ctl", "-D", str(place / "data"), "-l", str(log), "-s", "-w"]
-    command += [
+    command = [
+        f"{settings.bin_dir}/pg_ctl",
+        "-D",
+        str(place / "data"),
+        "-l",
+        str(log),
+        "-s",
+        "-w",
         "-t",
-        str(settings.recovery_seconds),
-        "-o",
-        f"-c config_file={place}/postgresql.conf",
-        "start",
+        "60",
     ]
+    command += ["-o", f"-c config_file={place}/postgresql.conf", "start"]
     done = engine.run(command, timeout=settings.recovery_seconds + 30)
-    deadline = time.monotonic() + settings.recovery_seconds
-    while done.status == 0:
-        if not engine.is_in_recovery(settings, str(place / "socket"), port):
-            return
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    tail = engine.run(["tail", "-n", "12", str(log)]).output.strip()
-    raise BackupError(
-        f"the restored copy does not come up: {tail or done.output.strip()}", f"{log} holds the rest"
-    )
+    copy_server = server(place, port)
+    try:
+        if done.status != 0 and not is_running(settings, place):
+            raise BackupError(done.output.strip(), "")
+        recovery.wait(settings, copy_server, lambda: is_running(settings, place), end)
+    except BackupError as error:
+        if error.code != UNEXPECTED:
+            stop(settings, place)
+            raise
+        tail = "\n".join(copy_server.log().strip().splitlines()[-12:])
+        raise BackupError(
+            f"the restored copy does not come up: {tail or error.message}", f"{log} holds the rest"
+        ) from error
 
 
 def stop(settings: Settings, place: Path) -> None:
@@ -192,25 +210,25 @@ def remove(settings: Settings, directory: str) -> None:
     shutil.rmtree(place)
 
 
-def copy(settings: Settings, place: Path, port: int, command: list[str]) -> None:
-    """Fill the directory from the repository and start the server on it.
+def copy(settings: Settings, place: Path, port: int, found: dict[str, Any]) -> None:
+    """Fill the directory from the repository as planned, and start the server on it.
 
     Raises:
         BackupError: pgBackRest or the server failed.
     """
     make_room(place)
-    done = engine.run(command)
+    done = engine.run(found["command"])
     if done.status != 0:
         raise engine.explained("restoring", done.output)
     configure(settings, place, port)
-    start(settings, place, port)
+    start(settings, place, port, found["until"])
 
 
 def run(settings: Settings, goal: Target, found: dict[str, Any]) -> dict[str, Any]:
     """Restore beside the cluster and leave the copy running; returns the receipt with how to reach and to remove it."""
     started = time.time()
     place = Path(goal.directory)
-    copy(settings, place, goal.port, found["command"])
+    copy(settings, place, goal.port, found)
     receipt = {
         **found,
         "kind": "restore",

@@ -259,14 +259,64 @@ def choose_timeline(
 
 def timelines(settings: Settings, info: dict[str, Any], chosen: dict[str, Any], number: int) -> list[int]:
     """Return the numbers of the timelines that branched off, as the archive's history files tell."""
-    archive_id = next(
-        f"{entry['id']}"
-        for entry in info["archive"]
-        if entry["database"] == {"id": chosen["database"]["id"], "repo-key": number}
-    )
-    path = f"archive/{settings.stanza}/{archive_id}"
+    names = listed(settings, number, archive_path(settings, info, chosen, number))
+    return sorted(int(name[:8], 16) for name in names if name.endswith(".history"))
+
+
+def archive_end(
+    settings: Settings, info: dict[str, Any], chosen: dict[str, Any], number: int, timeline: str
+) -> str:
+    """Return the last WAL segment of the timeline to follow that a repository holds, or the LSN at which it began when it holds none.
+
+    Raises:
+        BackupError: the repository cannot be read.
+    """
+    path = archive_path(settings, info, chosen, number)
+    names = listed(settings, number, path)
+    own = int(chosen["archive"]["start"][:8], 16)
+    if timeline in ("", "latest"):
+        followed = max([own, *(int(name[:8], 16) for name in names if name.endswith(".history"))])
+    else:
+        followed = own if timeline == "current" else int(timeline)
+    folders = [name for name in names if re.fullmatch(f"{followed:08X}[0-9A-F]{{8}}", name)]
+    for folder in sorted(folders, reverse=True):
+        segments = [
+            name[:24]
+            for name in listed(settings, number, f"{path}/{folder}")
+            if re.fullmatch(r"[0-9A-F]{24}-[0-9a-f]{40}.*", name)
+        ]
+        if segments:
+            return max(segments)
+    if followed == own:
+        return str(chosen["archive"]["stop"])
+    history = stored(settings, number, "repo-get", f"{path}/{followed:08X}.history")
+    return history.strip().splitlines()[-1].split()[1]
+
+
+def archive_path(settings: Settings, info: dict[str, Any], chosen: dict[str, Any], number: int) -> str:
+    """Return the folder of a repository that holds the WAL of a backup's cluster."""
+    database = {"id": chosen["database"]["id"], "repo-key": number}
+    found = next(entry["id"] for entry in info["archive"] if entry["database"] == database)
+    return f"archive/{settings.stanza}/{found}"
+
+
+def listed(settings: Settings, number: int, path: str) -> list[str]:
+    """Return the names in a folder of a repository.
+
+    Raises:
+        BackupError: the repository cannot be read.
+    """
+    return stored(settings, number, "repo-ls", path).split()
+
+
+def stored(settings: Settings, number: int, verb: str, path: str) -> str:
+    """Return what pgBackRest prints of a path in a repository: a folder's names, or a file.
+
+    Raises:
+        BackupError: the repository cannot be read.
+    """
     options = (f"--repo={number}", "--log-level-console=off")
-    listing = engine.run([*engine.command_line(settings, "repo-ls", *options), path])
-    if listing.status != 0:
-        raise engine.explained("listing the archive", listing.output)
-    return sorted(int(name[:8], 16) for name in listing.output.split() if name.endswith(".history"))
+    done = engine.run([*engine.command_line(settings, verb, *options), path])
+    if done.status != 0:
+        raise engine.explained(f"reading the archive of {settings.repository(number)}", done.output)
+    return done.output
