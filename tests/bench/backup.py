@@ -144,13 +144,21 @@ def ready(host: str, made: str) -> None:
         raise click.ClickException(f"{counted} of {RECORDS} records came back")
 
 
-def load(megabytes: int) -> str:
-    """Fill the database: a collection through the API, and a table of vectors of the size asked for."""
+def load(megabytes: int, tables: int) -> str:
+    """Fill the database: a collection through the API, and vectors of the size asked for, spread evenly over tables as collections do.
+
+    pgBackRest gives each file to one process. With one table of less than 1 GB nearly everything is one file, and one process does all.
+    """
     made = python(FIRST, FILL, API, COLLECTIONS, RECORDS)
     times = max(megabytes * 1_000_000 // (DISTINCT * ROW_BYTES), 1)
     sql(FIRST, "DROP TABLE IF EXISTS bulk")
-    sql(FIRST, f"CREATE TABLE bulk (i bigint, embedding vector({DIMENSION}))")
-    sql(FIRST, "ALTER TABLE bulk ALTER embedding SET STORAGE PLAIN")
+    sql(
+        FIRST,
+        f"CREATE TABLE bulk (i bigint, embedding vector({DIMENSION}) STORAGE PLAIN) PARTITION BY HASH (i)",
+    )
+    for part in range(tables):
+        bounds = f"FOR VALUES WITH (MODULUS {tables}, REMAINDER {part})"
+        sql(FIRST, f"CREATE TABLE bulk{part} PARTITION OF bulk {bounds}")
     row = f"(SELECT array_agg(random()) FROM generate_series(1, {DIMENSION}) WHERE g = g)::vector"  # noqa: S608
     seed = f"SELECT g AS i, {row} AS embedding FROM generate_series(1, {DISTINCT}) AS g"  # noqa: S608
     copies = f"SELECT t * {DISTINCT} + i, embedding FROM generate_series(1, {times}) AS t, seed"  # noqa: S608
@@ -387,6 +395,7 @@ def found() -> str:
 
 @click.command(help=__doc__)
 @click.option("--megabytes", default=1000, show_default=True, help="Size of the vectors.")
+@click.option("--tables", default=4, show_default=True, help="How many tables they are in.")
 @click.option(
     "--load-seconds", default=90.0, show_default=True, help="How long is written before the host is killed."
 )
@@ -394,10 +403,12 @@ def found() -> str:
     "--only", multiple=True, help="Only the measures whose name begins so; `load` fills the database, once."
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the results there, as JSON.")
-def main(megabytes: int, load_seconds: float, only: tuple[str, ...], output: Path | None) -> None:
+def main(
+    megabytes: int, tables: int, load_seconds: float, only: tuple[str, ...], output: Path | None
+) -> None:
     """Measure everything, in the order in which the machines are used up."""
     results: dict[str, Any] = {}
-    made = load(megabytes) if not only or "load" in only else found()
+    made = load(megabytes, tables) if not only or "load" in only else found()
     for name, measure in (
         ("throughput", throughput),
         ("queries during a backup", lambda: queries(made)),

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: have exactly these files in a folder, in one go."""
+"""Ansible module: have these files in a folder, in one go."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: pgbackrest_files
-short_description: Have exactly the given files in a folder
+short_description: Have the given files in a folder
 description:
-  - Creates the folder (0755), writes files that are missing or differ (0644, root) and removes others that end in .py. One task instead
-    of one for each file, which takes as many round trips to the host.
+  - Creates the folder (0755) and writes files that are missing or differ (0644, root). One task instead of one for each file, which
+    takes as many round trips to the host.
 options:
   dest:
     description: The folder.
@@ -23,6 +23,10 @@ options:
     description: Contents by name.
     type: dict
     required: true
+  remove_suffix:
+    description: Other files whose name ends so are removed; none without it.
+    type: str
+    default: ""
 author:
   - The pgchroma authors
 """
@@ -32,6 +36,7 @@ EXAMPLES = """
   pgbackrest_files:
     dest: /usr/local/lib/pgchroma-backup/pgchroma_backup
     files: {"__init__.py": ""}
+    remove_suffix: .py
 """
 
 RETURN = """
@@ -56,21 +61,28 @@ def write(path: Path, content: str) -> None:
     temporary.replace(path)
 
 
-def synchronise(folder: Path, files: dict[str, str], *, check: bool) -> tuple[list[str], list[str]]:
-    """Return the names written and removed; with ``check`` those that would be."""
-    present = {path.name: path for path in folder.glob("*.py")}
-    written = [
-        name
-        for name, content in sorted(files.items())
-        if name not in present or present[name].read_text(encoding="utf-8") != content
-    ]
-    removed = sorted(set(present) - set(files))
+def read(path: Path) -> str | None:
+    """Return what a file holds, or None where there is none."""
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def synchronise(
+    folder: Path, files: dict[str, str], suffix: str, *, check: bool
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the files written, as they were and are, and the names removed; with ``check`` what would be."""
+    written = []
+    for name, content in sorted(files.items()):
+        before = read(folder / name)
+        if before != content:
+            written.append({"name": name, "before": before or "", "after": content})
+    others = sorted(path.name for path in folder.glob(f"*{suffix}")) if suffix else []
+    removed = [name for name in others if name not in files]
     if not check:
         os.makedirs(folder, mode=0o755, exist_ok=True)  # noqa: PTH103 - Path.mkdir gives its mode to the last part only
-        for name in written:
-            write(folder / name, files[name])
+        for entry in written:
+            write(folder / entry["name"], entry["after"])
         for name in removed:
-            present[name].unlink()
+            (folder / name).unlink()
     return written, removed
 
 
@@ -80,15 +92,27 @@ def main() -> None:
         argument_spec={
             "dest": {"type": "path", "required": True},
             "files": {"type": "dict", "required": True},
+            "remove_suffix": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
-    folder = Path(module.params["dest"])
+    folder, suffix = Path(module.params["dest"]), module.params["remove_suffix"]
     try:
-        written, removed = synchronise(folder, module.params["files"], check=module.check_mode)
+        written, removed = synchronise(folder, module.params["files"], suffix, check=module.check_mode)
     except OSError as error:
         module.fail_json(msg=f"{folder} cannot be written: {error}")
-    module.exit_json(changed=bool(written or removed), written=written, removed=removed)
+    names = [entry["name"] for entry in written]
+    headers = {name: f"{folder}/{name}" for name in names}
+    diff = [
+        {
+            "before": entry["before"],
+            "after": entry["after"],
+            "before_header": headers[entry["name"]],
+            "after_header": headers[entry["name"]],
+        }
+        for entry in written
+    ]
+    module.exit_json(changed=bool(written or removed), written=names, removed=removed, diff=diff)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ def wait(settings: Settings, server: Server, is_running: Callable[[], bool], end
                 # Whatever came to the archive since is replayed before promotion.
                 promote = "SELECT pg_promote(true, 300)"
                 engine.query(settings, promote, socket=server.socket, port=server.port)
+                # Until then pg_control names the timeline before, and pgBackRest refuses to back up.
+                engine.query(settings, "CHECKPOINT", socket=server.socket, port=server.port)
                 end = ""
             elif stalled := "" if behind else stalled_at(settings, asked):
                 raise short(server, stalled, end, moment)
