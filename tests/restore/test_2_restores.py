@@ -237,7 +237,8 @@ class TestArchiveEnd:
         host.check_output(f"bash -c {shlex.quote(script)}")
         s3.check_output("systemctl stop haproxy")
         try:
-            host.check_output("pkill -CONT -x -u postgres pgbackrest")
+            # runuser has stopped with its child.
+            host.check_output("pkill -CONT -x 'pgbackrest|runuser'")
             ended = "! pgrep -f 'pgchroma-backup restor[e]|pgchroma_backup restor[e]'"
             wait_for("the restore has given up", lambda: host.run(ended).rc == 0, seconds=240)
             told = host.file("/root/restore.log").content_string

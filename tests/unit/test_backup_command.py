@@ -301,6 +301,10 @@ def test_verify_is_judged_by_its_text() -> None:
         "backup: 20261121-074302F, status: valid, total files checked: 1291, total valid files: 1291: checksum invalid 1"
     ]
     assert verification.problems("something else altogether"), "no word of health is no health"
+    # Somebody ran pgbackrest as root: its log is root's then, and no file of the repository is the worse for it.
+    log = "WARN: unable to open log file '/var/log/pgbackrest/main-verify.log': Permission denied\n"
+    assert verification.problems(log + GOOD) == []
+    assert verification.problems("WARN: unable to open '/r/bundle/1'\n" + GOOD)
 
 
 def test_settings_that_are_not_ours_are_refused(tmp_path: Path) -> None:
