@@ -25,9 +25,9 @@ from support.postgres import Databases
 _BATCH = 15
 _KILL = """
 import os, signal, threading
-import pgchroma.migrate.chroma.folder as folder
+import pgchroma.migrate.chroma.reading as reading
 from pgchroma.migrate.sink import StoreSink
-folder.PAGE_RECORDS = {batch}
+reading.PAGE_RECORDS = {batch}
 prepare, first = StoreSink.prepare, True
 
 async def instrumented(self, *arguments):
@@ -47,9 +47,10 @@ _CONTROL = """
 import json, sys
 from pathlib import Path
 import psycopg
-import pgchroma.migrate.chroma.folder as folder
-folder.PAGE_RECORDS = {batch}
-with folder.open_folder(Path(sys.argv[1])) as source, psycopg.connect(sys.argv[2], autocommit=True) as connection:
+import pgchroma.migrate.chroma.reading as reading
+from pgchroma.migrate.chroma.folder import open_folder
+reading.PAGE_RECORDS = {batch}
+with open_folder(Path(sys.argv[1])) as source, psycopg.connect(sys.argv[2], autocommit=True) as connection:
     connection.execute("CREATE TABLE IF NOT EXISTS copied (path text, id bytea)")
     sys.stdout.write("copying\\n")
     sys.stdout.flush()

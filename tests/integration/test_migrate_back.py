@@ -212,9 +212,9 @@ def test_the_log_file_and_the_plan_tell_the_operator(folder: Path, database_url:
 
 _RANDOM_KILL = """
 import os, random, signal, threading, time
-import pgchroma.migrate.chroma.folder as folder
+import pgchroma.migrate.chroma.reading as reading
 from pgchroma.migrate.sink import StoreSink
-folder.PAGE_RECORDS = 15
+reading.PAGE_RECORDS = 15
 write, first = StoreSink.write, True
 
 async def instrumented(self, *arguments):

@@ -20,7 +20,7 @@ from support.command import Outcome, pgchroma
 from support.postgres import Databases
 
 # Small pages, so that there are many batches to be interrupted between and within.
-_SMALL = "import pgchroma.migrate.chroma.folder as folder; folder.PAGE_RECORDS = 20\n"
+_SMALL = "import pgchroma.migrate.chroma.reading as reading; reading.PAGE_RECORDS = 20\n"
 
 _KILL = (
     _SMALL

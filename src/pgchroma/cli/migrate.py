@@ -32,6 +32,7 @@ from pgchroma.migrate.remote import versions
 from pgchroma.migrate.remote.folder import FolderSink
 from pgchroma.migrate.remote.sink import ServerSink
 from pgchroma.migrate.reverify import limits_of
+from pgchroma.migrate.second import SecondProcess
 from pgchroma.migrate.selection import Selected
 from pgchroma.migrate.sink import StoreSink
 
@@ -206,7 +207,7 @@ def start_run(
     if since:
         return shared.carry_out(_increment(place, target, settings, path, receipts.read(since)))
 
-    async def work() -> Json:
+    async def work(second: SecondProcess | None) -> Json:
         started = time.monotonic()
         with places.open_source(place, settings.options) as opened, display() as shown:
             opened_at = time.monotonic()
@@ -220,6 +221,7 @@ def start_run(
                     made.require_movable(settings.policies, sink.limits)
                     return {**made.as_json(settings.policies, sink.limits, target.kind), "dry_run": True}
                 begun = await runner.start(opened, sink, shown, settings.policies, ident)
+                begun.second = second
                 begun.seconds = {
                     "open": opened_at - started,
                     "connect": connected_at - opened_at,
@@ -229,7 +231,8 @@ def start_run(
                 done = await runner.carry_out(begun, shown, path)
                 return {**done.as_json(), "receipt": str(path)}
 
-    return shared.carry_out(work())
+    with shared.reading_process(place, target) as second:
+        return shared.carry_out(work(second))
 
 
 def _whole(source: object, settings: Given) -> Json:
@@ -289,7 +292,7 @@ def resume(
     target = shared.target_of(given)
     shared.log_to(given["log_file"])
 
-    async def work() -> Json:
+    async def work(second: SecondProcess | None) -> Json:
         path = receipt_path
         if not target.is_database and path is None:
             wanted = target.text.rstrip("/") if target.kind == "chroma-server" else str(target.path.resolve())
@@ -306,11 +309,14 @@ def resume(
                 if {item.id: item.name for item in opened.collections()} != noted.names:
                     chosen = Selected.of_run(opened, noted.names)
                 taken_up = runner.resume(noted, chosen, sink)
+                taken_up.second = second
                 taken_up.extra |= _whole(chosen, settings)
                 done = await runner.carry_out(taken_up, shown, path)
                 return {**done.as_json(), "receipt": str(path)}
 
-    found = shared.carry_out(work())
+    # Where the source is is known only later; a process that turns out to be of no use costs next to nothing.
+    with shared.reading_process(None, target) as second:
+        found = shared.carry_out(work(second))
     output.emit(found, fmt, texts.result(found))
 
 

@@ -1,6 +1,7 @@
 """The options of `pgchroma migrate` that several of its commands share, and what they amount to."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Callable, Coroutine
@@ -17,6 +18,7 @@ from pgchroma.migrate import places
 from pgchroma.migrate.places import Options, Place
 from pgchroma.migrate.policies import DANGERS, Policies
 from pgchroma.migrate.remote import versions
+from pgchroma.migrate.second import SecondProcess, second_process
 from pgchroma.migrate.selection import parse_renames, parse_scopes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -171,6 +173,14 @@ def log_to(path: Path | None) -> None:
     logger = logging.getLogger("pgchroma")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+
+
+def reading_process(
+    source: Place | None, target: Place
+) -> contextlib.AbstractContextManager[SecondProcess | None]:
+    """Start a second process where it can take the reading over: from a folder, or from what is not known yet, to a database."""
+    useful = target.is_database and (source is None or source.kind == "chroma-folder")
+    return second_process() if useful else contextlib.nullcontext()
 
 
 def carry_out(work: Coroutine[Any, Any, Result]) -> Result:

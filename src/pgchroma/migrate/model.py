@@ -1,6 +1,6 @@
 """What sources, sinks and the steps between them hand to each other, and the two protocols they meet."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
@@ -206,6 +206,14 @@ class Noted:
     names: dict[UUID, str]
 
 
+Encode: TypeAlias = Callable[[list[Record]], Sequence[Record]]
+
+
+def as_they_are(records: list[Record]) -> Sequence[Record]:
+    """Return the records: the encoder of a sink that needs none."""
+    return records
+
+
 class Sink(Protocol):
     """Where records go; writing a batch again that was written before an interruption changes nothing."""
 
@@ -240,8 +248,8 @@ class Sink(Protocol):
     async def prepare(self, run_id: UUID, collection: SourceCollection) -> None:
         """Create the target collection, or take up the one that an earlier attempt of this run created."""
 
-    def encoded(self, records: list[Record]) -> Sequence[Record]:
-        """Return the records as they are handed to `write`, with as much of its work done as a thread can do ahead."""
+    async def encoder(self, collection: SourceCollection) -> Encode:
+        """Return what makes of a page what is handed to `write`: as much of its work as can be done ahead, in any process."""
 
     async def write(
         self,

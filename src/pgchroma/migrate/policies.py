@@ -8,13 +8,13 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import orjson
 
 from pgchroma.errors import ConfigurationError, SourceError
-from pgchroma.migrate.model import Limits, Quarantined, Source, SourceCollection
+from pgchroma.migrate.model import Limits, Quarantined, SourceCollection
 from pgchroma.types import MetadataValue, Record, RecordPage
 
 LARGEST_DOCUMENT_BYTES: Final = 256 * 1024 * 1024
@@ -272,8 +272,18 @@ def _dangers_of(record: Record, dimension: int | None, limits: Limits) -> Iterat
         yield "metadata-array"
 
 
+class Readable(Protocol):
+    """What `movable` needs of a source."""
+
+    def records(self, collection: SourceCollection, after: int = 0) -> Iterator[list[Record]]:
+        """Yield pages of records in insertion order."""
+
+    def lost(self, collection: SourceCollection) -> Iterator[list[Record]]:
+        """Yield the records that the source's application lost."""
+
+
 def movable(
-    source: Source, collection: SourceCollection, policies: Policies, limits: Limits, after: int = 0
+    source: Readable, collection: SourceCollection, policies: Policies, limits: Limits, after: int = 0
 ) -> Iterator[tuple[list[Record], list[Quarantined], int]]:
     """Yield (records to move, records put aside, position of the last of them) page by page, lost records last.
 

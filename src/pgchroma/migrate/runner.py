@@ -35,11 +35,14 @@ from pgchroma.migrate.model import (
     SourceCollection,
     describe_changes,
 )
-from pgchroma.migrate.policies import Policies, movable
+from pgchroma.migrate.pages import encoded
+from pgchroma.migrate.policies import Policies
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.proof import CollectionProof
 from pgchroma.migrate.questions import Questions
 from pgchroma.migrate.remote.client import RemoteError
+from pgchroma.migrate.second import SecondProcess
+from pgchroma.store.bulk import Prepared
 
 logger = logging.getLogger("pgchroma.migrate")
 
@@ -56,6 +59,7 @@ class Run:
         read: digests of what was copied, by collection, from a source that goes on changing; the proof reads it once more.
         answers: recall of the target's answers, by collection.
         extra: further members of the receipt.
+        second: the process that reads the source, where there is one.
     """
 
     run_id: UUID
@@ -73,6 +77,7 @@ class Run:
     source_changes: list[str] = field(default_factory=list)
     extra: Json = field(default_factory=dict)
     plan: plans.Plan | None = None
+    second: SecondProcess | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -321,9 +326,10 @@ async def copy_collection(run: Run, collection: SourceCollection, display: Displ
     from_start = checkpoint.last_position == 0
     questions = Questions(collection) if run.sink.asks_early and from_start else None
     digest = CollectionDigest() if not run.source.frozen and from_start else None
-    pages = movable(run.source, collection, run.policies, run.sink.limits, checkpoint.last_position)
-    encoded = ((run.sink.encoded(records), aside, position) for records, aside, position in pages)
-    with closing(proofs.ahead(encoded)) as reading:
+    encode = await run.sink.encoder(collection)
+    after = checkpoint.last_position
+    pages = encoded(run.source, collection, run.policies, run.sink.limits, after, encode, run.second)
+    with closing(proofs.ahead(pages)) as reading:
         # The first page is read while the target is made.
         page = await _first_page(reading, run.sink.prepare(run.run_id, collection))
         while page is not None:
@@ -358,6 +364,8 @@ def _size(records: Sequence[Any]) -> int:
     """Return about how many bytes records have, for the display only: that of the first times their number."""
     if not records:
         return 0
+    if isinstance(records, Prepared):
+        return records.nbytes
     first = records[0]
     vector = 0 if first.embedding is None else first.embedding.nbytes
     return len(records) * vector + sum(len(record.document or "") for record in records)

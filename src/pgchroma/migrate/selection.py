@@ -110,6 +110,11 @@ class Selected:
         """Yield the records that the application lost."""
         return self._source.lost(self._original[collection.id])
 
+    @property
+    def original(self) -> Source:
+        """The source that this shows a part of."""
+        return self._source
+
     def problems(self, collection: SourceCollection) -> list[Problem]:
         """Return what stands in the way, told of the collection's new name."""
         found = self._source.problems(self._original[collection.id])

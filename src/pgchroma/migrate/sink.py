@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from pgchroma.errors import NotFoundError, RefusedError
 from pgchroma.migrate.database import DatabaseSource, describe, described, open_database
 from pgchroma.migrate.model import (
     Checkpoint,
+    Encode,
     Json,
     Limits,
     Noted,
@@ -141,9 +143,11 @@ class StoreSink:
             return True
         return False
 
-    def encoded(self, records: list[Record]) -> Sequence[Record]:
-        """Encode them for COPY."""
-        return Prepared(records)
+    async def encoder(self, collection: SourceCollection) -> Encode:
+        """Return what encodes records for COPY into the table that is there, or else will be made."""
+        target = await self.store.find_collection(collection.tenant, collection.database, collection.name)
+        bits = target.sketch if target is not None and target.table_number is not None else None
+        return functools.partial(Prepared, bits=bits, lengths=collection.space != "cosine")
 
     async def write(
         self,

@@ -38,45 +38,90 @@ class Prepared(Sequence[Record]):
 
     Attributes:
         kinds: (metadata key, value type) pairs that occur.
+        dimension: of the embeddings.
         bits: of the sketches beside the records, per dimension; 0 for none.
+        unit_length: whether every embedding has length 1; True where nobody asked.
     """
 
-    def __init__(self, records: Sequence[Record], bits: int | None = None) -> None:
-        self._records = records
+    def __init__(self, records: Sequence[Record], bits: int | None = None, *, lengths: bool = True) -> None:
+        """Encode.
+
+        Args:
+            bits: what the target's table has a column for; None for what a new table would have.
+            lengths: whether it matters to the target's distance if all embeddings have length 1.
+        """
+        matrix = _matrix(records)
+        self._records: Sequence[Record] | None = records
+        self._count = len(records)
         self.kinds = kinds([record.metadata for record in records])
-        self.matrix: Float32Matrix = _matrix(records)
-        self.bits = sketches.levels(self.matrix.shape[1]) if bits is None else bits
-        self._buffer, self._places = _encode(records, self.matrix, self.bits, self.kinds)
+        self.dimension = int(matrix.shape[1])
+        self.bits = sketches.levels(self.dimension) if bits is None else bits
+        self.unit_length = not lengths or sketches.all_unit(matrix)
+        self._sparse = _objects(records) if any(kind == "sparse_vector" for _, kind in self.kinds) else {}
+        self._stream, self._places = _encode(records, matrix, self.bits, self.kinds)
+        self._vectors = vectors.copy_stream(matrix)
+
+    def parts(self) -> tuple[tuple[object, ...], tuple[NDArray[Any], ...]]:
+        """Return what another process makes the same of, by `of_parts`, without the records themselves: values, and large buffers."""
+        told = (self._count, self.kinds, self.dimension, self.bits, self.unit_length, self._sparse)
+        return told, (self._stream, self._places, self._vectors)
+
+    @classmethod
+    def of_parts(cls, told: tuple[Any, ...], buffers: Sequence[NDArray[np.uint8]]) -> "Prepared":
+        """Return a batch that can be written, though not looked into."""
+        self = cls.__new__(cls)
+        self._records = None
+        self._count, self.kinds, self.dimension, self.bits, self.unit_length, self._sparse = told
+        self._stream, places, self._vectors = buffers
+        self._places = places.view(np.int64)
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are sent."""
+        return len(self._stream) + len(self._vectors)
+
+    def _whole(self) -> Sequence[Record]:
+        if self._records is None:
+            raise TypeError("these records were encoded by another process, which alone has them")
+        return self._records
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[Record]: ...
     def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        return self._records[index]
+        return self._whole()[index]
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(self._records)
+        return iter(self._whole())
 
-    def numbered(self, seqs: NDArray[np.int64]) -> bytearray:
-        """Return the COPY BINARY stream of the records table, with these numbers, in the records' order."""
+    def numbered(self, seqs: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the COPY BINARY streams of the records table and of the vectors table, with these numbers, in the records' order."""
         numbers = seqs.astype(">i8").view(np.uint8).reshape(-1, 8)
-        view = np.frombuffer(self._buffer, np.uint8)
         for offset in (_FIRST_NUMBER, _SECOND_NUMBER):
-            view[(self._places + offset)[:, None] + np.arange(8)] = numbers
-        return self._buffer
+            self._stream[(self._places + offset)[:, None] + np.arange(8)] = numbers
+        vectors.number(self._vectors, self.dimension, seqs, seqs)
+        return self._stream, self._vectors
 
     def sparse(self, key: str) -> dict[int, Mapping[str, Any]]:
         """Return the sparse vectors under a metadata key, by the records' places."""
-        found: dict[int, Mapping[str, Any]] = {}
-        for place, record in enumerate(self._records):
-            value = (record.metadata or {}).get(key)
-            if isinstance(value, dict):
-                found[place] = value
-        return found
+        return {place: values[key] for place, values in self._sparse.items() if key in values}
+
+
+def _objects(records: Sequence[Record]) -> dict[int, dict[str, Mapping[str, Any]]]:
+    """Return the metadata values that are objects, by the records' places."""
+    found: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for place, record in enumerate(records):
+        objects: dict[str, Mapping[str, Any]] = {
+            key: value for key, value in (record.metadata or {}).items() if isinstance(value, dict)
+        }
+        if objects:
+            found[place] = objects
+    return found
 
 
 def kinds(metadatas: Sequence[Mapping[str, Any] | None]) -> set[tuple[str, str]]:
@@ -111,7 +156,7 @@ def _matrix(records: Sequence[Record]) -> Float32Matrix:
 
 def _encode(
     records: Sequence[Record], matrix: Float32Matrix, bits: int, kinds: set[tuple[str, str]]
-) -> tuple[bytearray, NDArray[np.int64]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     head = _HEAD(len(COLUMNS) if bits else len(COLUMNS) - 1, 8, 0, 8, 0)
     drawn = _sketches(matrix, bits) if bits and len(records) else itertools.repeat(b"")
     parts = [vectors.COPY_HEADER]
@@ -134,7 +179,8 @@ def _encode(
         append(row)
     append(vectors.COPY_TRAILER)
     starts = np.cumsum([len(vectors.COPY_HEADER), *lengths[:-1]], dtype=np.int64)
-    return bytearray(b"".join(parts)), starts[: len(lengths)]
+    # Into an array of its own, which can be written to: the numbers are still to come.
+    return np.frombuffer(bytearray().join(parts), np.uint8), starts[: len(lengths)]
 
 
 def _sketches(matrix: Float32Matrix, bits: int) -> Iterator[bytes]:

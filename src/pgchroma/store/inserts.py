@@ -140,13 +140,13 @@ def _encoded_field(value: str) -> bytes:
     return _LENGTH(len(data)) + data
 
 
-async def copy(connection: Connection, table: sql.Composable, buffer: bytes | bytearray) -> None:
+async def copy(connection: Connection, table: sql.Composable, buffer: bytes | memoryview) -> None:
     """Send a whole COPY BINARY stream."""
     await _copy_beside(connection, table, buffer, iter(()))
 
 
 async def _copy_beside(
-    connection: Connection, table: sql.Composable, buffer: bytes | bytearray, work: Iterator[None]
+    connection: Connection, table: sql.Composable, buffer: bytes | memoryview, work: Iterator[None]
 ) -> None:
     """Send a whole COPY BINARY stream, as much as PostgreSQL takes after each step of `work`, which goes on meanwhile."""
     rest = memoryview(buffer)

@@ -108,6 +108,12 @@ async def note_lengths(connection: Connection, collection: Collection, embedding
     if collection.space == "cosine" or not collection.unit_length or not collection.sketch:
         return
     if not all_unit(embeddings):
+        await note_other_length(connection, collection)
+
+
+async def note_other_length(connection: Connection, collection: Collection) -> None:
+    """Record that a collection got an embedding of another length than 1, as far as that matters to it."""
+    if collection.space != "cosine" and collection.unit_length and collection.sketch:
         await connection.execute(
             "UPDATE pgchroma.collections SET unit_length = false WHERE id = %s AND unit_length",
             [collection.id],

@@ -16,6 +16,48 @@ COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 COPY_TRAILER = b"\xff\xff"
 
 
+def _row(dimension: int) -> np.dtype[np.void]:
+    return np.dtype(
+        [
+            ("fields", ">i2"),
+            ("len1", ">i4"),
+            ("seq", ">i8"),
+            ("len2", ">i4"),
+            ("record_seq", ">i8"),
+            ("len3", ">i4"),
+            ("dimension", ">i2"),
+            ("unused", ">i2"),
+            ("embedding", ">f4", (dimension,)),
+        ]
+    )
+
+
+def copy_stream(embeddings: Float32Matrix) -> NDArray[np.uint8]:
+    """Return a COPY BINARY stream of (seq bigint, record_seq bigint, embedding vector), its numbers still zero; see `number`.
+
+    Args:
+        embeddings: shape (n, dimension).
+    """
+    count, dimension = embeddings.shape
+    row = _row(dimension)
+    stream = np.empty(len(COPY_HEADER) + count * row.itemsize + len(COPY_TRAILER), np.uint8)
+    stream[: len(COPY_HEADER)] = np.frombuffer(COPY_HEADER, np.uint8)
+    stream[-len(COPY_TRAILER) :] = np.frombuffer(COPY_TRAILER, np.uint8)
+    rows = stream[len(COPY_HEADER) : -len(COPY_TRAILER)].view(row)
+    rows["fields"], rows["len1"], rows["len2"], rows["len3"] = 3, 8, 8, 4 + 4 * dimension
+    rows["seq"], rows["record_seq"], rows["unused"] = 0, 0, 0
+    rows["dimension"], rows["embedding"] = dimension, embeddings
+    return stream
+
+
+def number(
+    stream: NDArray[np.uint8], dimension: int, vector_seqs: NDArray[np.int64], seqs: NDArray[np.int64]
+) -> None:
+    """Write the numbers into a stream of `copy_stream`, in its rows' order."""
+    rows = stream[len(COPY_HEADER) : -len(COPY_TRAILER)].view(_row(dimension))
+    rows["seq"], rows["record_seq"] = vector_seqs, seqs
+
+
 def copy_buffer(vector_seqs: NDArray[np.int64], seqs: NDArray[np.int64], embeddings: Float32Matrix) -> bytes:
     """Return a COPY BINARY stream of (seq bigint, record_seq bigint, embedding vector).
 
@@ -23,27 +65,9 @@ def copy_buffer(vector_seqs: NDArray[np.int64], seqs: NDArray[np.int64], embeddi
         vector_seqs, seqs: shape (n,).
         embeddings: shape (n, dimension).
     """
-    count, dimension = embeddings.shape
-    rows = np.zeros(
-        count,
-        dtype=np.dtype(
-            [
-                ("fields", ">i2"),
-                ("len1", ">i4"),
-                ("seq", ">i8"),
-                ("len2", ">i4"),
-                ("record_seq", ">i8"),
-                ("len3", ">i4"),
-                ("dimension", ">i2"),
-                ("unused", ">i2"),
-                ("embedding", ">f4", (dimension,)),
-            ]
-        ),
-    )
-    rows["fields"], rows["len1"], rows["len2"], rows["len3"] = 3, 8, 8, 4 + 4 * dimension
-    rows["seq"], rows["record_seq"] = vector_seqs, seqs
-    rows["dimension"], rows["embedding"] = dimension, embeddings
-    return COPY_HEADER + rows.tobytes() + COPY_TRAILER
+    stream = copy_stream(embeddings)
+    number(stream, embeddings.shape[1], vector_seqs, seqs)
+    return stream.tobytes()
 
 
 def from_binary(values: Sequence[bytes]) -> Float32Matrix:

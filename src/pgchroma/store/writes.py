@@ -198,20 +198,20 @@ async def copy_records(connection: Connection, collection: Collection, records: 
     prepared = records if isinstance(records, bulk.Prepared) else bulk.Prepared(records)
     if not len(prepared):
         return 0
-    require_dimension(collection, int(prepared.matrix.shape[1]))
+    require_dimension(collection, prepared.dimension)
     if prepared.bits != collection.sketch:
         prepared = bulk.Prepared(list(prepared), collection.sketch)
     await catalog.add_discovered_keys(connection, collection, prepared.kinds)
-    await sketches.note_lengths(connection, collection, prepared.matrix)
+    if not prepared.unit_length:
+        await sketches.note_other_length(connection, collection)
     seqs = await inserts.next_seqs(connection, len(prepared))
     columns = bulk.COLUMNS if prepared.bits else bulk.COLUMNS[:-1]
     table = sql.SQL("{} ({})").format(
         inserts.records(collection), sql.SQL(", ").join(map(sql.Identifier, columns))
     )
-    await inserts.copy(connection, table, prepared.numbered(seqs))
-    await inserts.copy(
-        connection, inserts.embeddings(collection), vectors.copy_buffer(seqs, seqs, prepared.matrix)
-    )
+    records_stream, vectors_stream = prepared.numbered(seqs)
+    await inserts.copy(connection, table, records_stream.data)
+    await inserts.copy(connection, inserts.embeddings(collection), vectors_stream.data)
     key = configuration.sparse_key(collection.schema)
     if key is not None:
         found = {int(seqs[place]): {key: value} for place, value in prepared.sparse(key).items()}

@@ -13,6 +13,7 @@ from pgchroma.migrate.exchange.jsonl import JsonlWriter, open_jsonl
 from pgchroma.migrate.exchange.parquet import ParquetWriter, open_parquet
 from pgchroma.migrate.model import (
     Checkpoint,
+    Encode,
     Json,
     Limits,
     Noted,
@@ -20,6 +21,7 @@ from pgchroma.migrate.model import (
     RunNote,
     Source,
     SourceCollection,
+    as_they_are,
 )
 from pgchroma.types import Float32Matrix, Record
 
@@ -82,9 +84,9 @@ class ExchangeSink:
         """Begin a collection."""
         self._writer.begin(collection)
 
-    def encoded(self, records: list[Record]) -> Sequence[Record]:
-        """Return them as they are."""
-        return records
+    async def encoder(self, collection: SourceCollection) -> Encode:
+        """Return records as they are."""
+        return as_they_are
 
     async def write(
         self,

@@ -24,6 +24,7 @@ from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.migrate.journal import was_publishing
 from pgchroma.migrate.model import (
     Checkpoint,
+    Encode,
     Json,
     Limits,
     Noted,
@@ -31,6 +32,7 @@ from pgchroma.migrate.model import (
     RunNote,
     Source,
     SourceCollection,
+    as_they_are,
 )
 from pgchroma.migrate.remote import versions
 from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError
@@ -211,9 +213,9 @@ class FolderSink:
         """Create the collection, or take it up."""
         await (await self._started()).prepare(run_id, collection)
 
-    def encoded(self, records: list[Record]) -> Sequence[Record]:
-        """Return them as they are."""
-        return records
+    async def encoder(self, collection: SourceCollection) -> Encode:
+        """Return records as they are."""
+        return as_they_are
 
     async def write(
         self,

@@ -13,6 +13,7 @@ from pgchroma.errors import RefusedError
 from pgchroma.migrate.journal import Journal
 from pgchroma.migrate.model import (
     Checkpoint,
+    Encode,
     Json,
     Limits,
     Noted,
@@ -20,6 +21,7 @@ from pgchroma.migrate.model import (
     RunNote,
     Source,
     SourceCollection,
+    as_they_are,
 )
 from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError, in_batches
 from pgchroma.migrate.remote.source import ServerSource, described
@@ -171,9 +173,9 @@ class ServerSink:
         """Return what the client's calls need to name the target collection."""
         return collection.tenant, collection.database, self._ids[collection.id]
 
-    def encoded(self, records: list[Record]) -> Sequence[Record]:
-        """Return them as they are."""
-        return records
+    async def encoder(self, collection: SourceCollection) -> Encode:
+        """Return records as they are."""
+        return as_they_are
 
     async def write(
         self,

@@ -1,0 +1,56 @@
+"""The pages of a collection on their way to a sink: read, sorted by the policies and encoded ahead of the sending."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeAlias
+
+from pgchroma.migrate.chroma.folder import ChromaFolder
+from pgchroma.migrate.model import Encode, Limits, Quarantined, Source, SourceCollection
+from pgchroma.migrate.policies import Policies, Readable, movable
+from pgchroma.migrate.second import Item, SecondProcess
+from pgchroma.migrate.selection import Selected
+from pgchroma.store.bulk import Prepared
+from pgchroma.types import Record
+
+# Records as `Sink.write` takes them, records put aside, position of the last of them.
+Page: TypeAlias = tuple[Sequence[Record], list[Quarantined], int]
+_Open: TypeAlias = Callable[[], AbstractContextManager[Readable]]
+
+
+def encoded(
+    source: Source,
+    collection: SourceCollection,
+    policies: Policies,
+    limits: Limits,
+    after: int,
+    encode: Encode,
+    second: SecondProcess | None,
+) -> Iterator[Page]:
+    """Yield what `movable` yields, encoded; where the source can be read from a second process, that one does it all."""
+    origin = source.original if isinstance(source, Selected) else source
+    if second is not None and isinstance(origin, ChromaFolder):
+        return _from_elsewhere(second, origin.elsewhere(), collection, policies, limits, after, encode)
+    return (
+        (encode(records), aside, position)
+        for records, aside, position in movable(source, collection, policies, limits, after)
+    )
+
+
+def _from_elsewhere(second: SecondProcess, *arguments: object) -> Generator[Page]:
+    for (told, aside, position), buffers in second.run(_pages, *arguments):
+        yield Prepared.of_parts(told, buffers), aside, position
+
+
+def _pages(
+    opening: _Open,
+    collection: SourceCollection,
+    policies: Policies,
+    limits: Limits,
+    after: int,
+    encode: Callable[[list[Record]], Prepared],
+) -> Iterator[Item]:
+    """Run in the second process: read, sort and encode."""
+    with opening() as source:
+        for records, aside, position in movable(source, collection, policies, limits, after):
+            told, buffers = encode(records).parts()
+            yield (told, aside, position), buffers
