@@ -106,11 +106,15 @@ class RecordPage(list[Record]):
 
     Attributes:
         matrix: float32, shape (records, dimension); each record's embedding is a row of it.
+        stored: each record's metadata as JSON text, empty for none, where the source had it so; None where not.
     """
 
-    def __init__(self, records: Sequence[Record], matrix: Float32Matrix) -> None:
+    def __init__(
+        self, records: Sequence[Record], matrix: Float32Matrix, stored: Sequence[bytes] | None = None
+    ) -> None:
         super().__init__(records)
         self.matrix = matrix
+        self.stored = stored
 
 
 @dataclass(frozen=True, slots=True)

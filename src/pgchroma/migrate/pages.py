@@ -9,7 +9,7 @@ from pgchroma.migrate.model import Encode, Limits, Quarantined, Source, SourceCo
 from pgchroma.migrate.policies import Policies, Readable, movable
 from pgchroma.migrate.second import Item, SecondProcess
 from pgchroma.migrate.selection import Selected
-from pgchroma.store.bulk import Prepared
+from pgchroma.store.bulk import Encoding, Prepared
 from pgchroma.types import Record
 
 # Records as `Sink.write` takes them, records put aside, position of the last of them.
@@ -28,7 +28,7 @@ def encoded(
 ) -> Iterator[Page]:
     """Yield what `movable` yields, encoded; where the source can be read from a second process, that one does it all."""
     origin = source.original if isinstance(source, Selected) else source
-    if second is not None and isinstance(origin, ChromaFolder):
+    if second is not None and isinstance(origin, ChromaFolder) and isinstance(encode, Encoding):
         return _from_elsewhere(second, origin.elsewhere(), collection, policies, limits, after, encode)
     return (
         (encode(records), aside, position)
@@ -38,7 +38,7 @@ def encoded(
 
 def _from_elsewhere(second: SecondProcess, *arguments: object) -> Generator[Page]:
     for (told, aside, position), buffers in second.run(_pages, *arguments):
-        yield Prepared.of_parts(told, buffers), aside, position
+        yield Prepared.of_half(told, buffers), aside, position
 
 
 def _pages(
@@ -47,10 +47,10 @@ def _pages(
     policies: Policies,
     limits: Limits,
     after: int,
-    encode: Callable[[list[Record]], Prepared],
+    encode: Encoding,
 ) -> Iterator[Item]:
-    """Run in the second process: read, sort and encode."""
+    """Run in the second process: read, sort and encode the texts; the first process has time for the vectors."""
     with opening() as source:
         for records, aside, position in movable(source, collection, policies, limits, after):
-            told, buffers = encode(records).parts()
+            told, buffers = encode.half(records).parts()
             yield (told, aside, position), buffers

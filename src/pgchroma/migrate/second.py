@@ -112,7 +112,7 @@ def _serve(parent: int, calls: Connection, items: Connection, others: Sequence[C
 
 
 def _send(items: Connection, told: object, buffers: Sequence[NDArray[Any]]) -> None:
-    flat = [np.ascontiguousarray(buffer).view(np.uint8).data for buffer in buffers]
+    flat = [np.ascontiguousarray(buffer).reshape(-1).view(np.uint8).data for buffer in buffers]
     items.send(("item", told, [len(buffer) for buffer in flat]))
     for rest in flat:
         while len(rest):

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
@@ -23,7 +22,7 @@ from pgchroma.migrate.model import (
     SourceCollection,
 )
 from pgchroma.store import Store, migration_status, quarantine
-from pgchroma.store.bulk import Prepared
+from pgchroma.store.bulk import Encoding
 from pgchroma.store.migration_status import StatusRow
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record
 
@@ -147,7 +146,7 @@ class StoreSink:
         """Return what encodes records for COPY into the table that is there, or else will be made."""
         target = await self.store.find_collection(collection.tenant, collection.database, collection.name)
         bits = target.sketch if target is not None and target.table_number is not None else None
-        return functools.partial(Prepared, bits=bits, lengths=collection.space != "cosine")
+        return Encoding(bits, lengths=collection.space != "cosine")
 
     async def write(
         self,

@@ -4,10 +4,10 @@ The same bytes as in writes.py, made with fewer steps per record: texts are look
 text cannot, and the records' numbers, which PostgreSQL gives out when the rows are sent, are put into the finished buffer.
 """
 
-import itertools
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import msgspec
@@ -50,36 +50,37 @@ class Prepared(Sequence[Record]):
             bits: what the target's table has a column for; None for what a new table would have.
             lengths: whether it matters to the target's distance if all embeddings have length 1.
         """
-        matrix = _matrix(records)
+        half = Half.of(records, bits, lengths=lengths)
         self._records: Sequence[Record] | None = records
-        self._count = len(records)
-        self.kinds = kinds([record.metadata for record in records])
-        self.dimension = int(matrix.shape[1])
-        self.bits = sketches.levels(self.dimension) if bits is None else bits
-        self.unit_length = not lengths or sketches.all_unit(matrix)
-        self._sparse = _objects(records) if any(kind == "sparse_vector" for _, kind in self.kinds) else {}
-        self._stream, self._places = _encode(records, matrix, self.bits, self.kinds)
-        self._vectors = vectors.copy_stream(matrix)
-
-    def parts(self) -> tuple[tuple[object, ...], tuple[NDArray[Any], ...]]:
-        """Return what another process makes the same of, by `of_parts`, without the records themselves: values, and large buffers."""
-        told = (self._count, self.kinds, self.dimension, self.bits, self.unit_length, self._sparse)
-        return told, (self._stream, self._places, self._vectors)
+        self._take(half, half.matrix)
 
     @classmethod
-    def of_parts(cls, told: tuple[Any, ...], buffers: Sequence[NDArray[np.uint8]]) -> "Prepared":
-        """Return a batch that can be written, though not looked into."""
+    def of_half(cls, told: "Half", buffers: Sequence[NDArray[np.uint8]]) -> "Prepared":
+        """Return the batch of which another process made one half: it can be written, though not looked into.
+
+        Args:
+            told, buffers: what that half's `parts` were.
+        """
         self = cls.__new__(cls)
         self._records = None
-        self._count, self.kinds, self.dimension, self.bits, self.unit_length, self._sparse = told
-        self._stream, places, self._vectors = buffers
-        self._places = places.view(np.int64)
+        told.stream, places, matrix = buffers[0], buffers[1], buffers[2]
+        told.places = places.view(np.int64)
+        self._take(told, matrix.view(np.float32).reshape(told.count, told.dimension))
         return self
+
+    def _take(self, half: "Half", matrix: Float32Matrix) -> None:
+        self._half = half
+        self.kinds, self.dimension, self.bits = half.kinds, half.dimension, half.bits
+        self.unit_length = half.unit_length
+        if self.bits and half.count:
+            packed = sketches.encode(matrix, self.bits)
+            half.stream[(half.places[1:] - packed.shape[1])[:, None] + np.arange(packed.shape[1])] = packed
+        self._vectors = vectors.copy_stream(matrix)
 
     @property
     def nbytes(self) -> int:
         """Bytes that are sent."""
-        return len(self._stream) + len(self._vectors)
+        return len(self._half.stream) + len(self._vectors)
 
     def _whole(self) -> Sequence[Record]:
         if self._records is None:
@@ -87,7 +88,7 @@ class Prepared(Sequence[Record]):
         return self._records
 
     def __len__(self) -> int:
-        return self._count
+        return self._half.count
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -103,13 +104,70 @@ class Prepared(Sequence[Record]):
         """Return the COPY BINARY streams of the records table and of the vectors table, with these numbers, in the records' order."""
         numbers = seqs.astype(">i8").view(np.uint8).reshape(-1, 8)
         for offset in (_FIRST_NUMBER, _SECOND_NUMBER):
-            self._stream[(self._places + offset)[:, None] + np.arange(8)] = numbers
+            self._half.stream[(self._half.places[:-1] + offset)[:, None] + np.arange(8)] = numbers
         vectors.number(self._vectors, self.dimension, seqs, seqs)
-        return self._stream, self._vectors
+        return self._half.stream, self._vectors
 
     def sparse(self, key: str) -> dict[int, Mapping[str, Any]]:
         """Return the sparse vectors under a metadata key, by the records' places."""
-        return {place: values[key] for place, values in self._sparse.items() if key in values}
+        return {place: values[key] for place, values in self._half.objects.items() if key in values}
+
+
+@dataclass(slots=True)
+class Half:
+    """A batch of records with its texts encoded, which one process does while another does the other half: its vectors.
+
+    Attributes:
+        objects: the metadata values that are objects, by the records' places.
+        stream: COPY BINARY of the records table, numbers and sketches still zero.
+        places: where each row begins in it, and where the last one ends.
+        matrix: the embeddings.
+    """
+
+    count: int
+    kinds: set[tuple[str, str]]
+    dimension: int
+    bits: int
+    unit_length: bool
+    objects: dict[int, dict[str, Mapping[str, Any]]]
+    stream: NDArray[np.uint8]
+    places: NDArray[np.int64]
+    matrix: Float32Matrix
+
+    @classmethod
+    def of(cls, records: Sequence[Record], bits: int | None = None, *, lengths: bool = True) -> "Half":
+        """Encode the texts; arguments as of `Prepared`."""
+        matrix = _matrix(records)
+        found, dimension = kinds([record.metadata for record in records]), int(matrix.shape[1])
+        bits = sketches.levels(dimension) if bits is None else bits
+        objects = _objects(records) if any(kind == "sparse_vector" for _, kind in found) else {}
+        stream, places = _encode(records, dimension, bits, found)
+        unit = not lengths or sketches.all_unit(matrix)
+        return cls(len(records), found, dimension, bits, unit, objects, stream, places, matrix)
+
+    def parts(self) -> tuple["Half", tuple[NDArray[Any], ...]]:
+        """Return this without its large buffers, and these."""
+        buffers = (self.stream, self.places, self.matrix)
+        return replace(self, stream=_NOTHING, places=_NO_PLACES, matrix=_NO_MATRIX), buffers
+
+
+_NOTHING, _NO_PLACES, _NO_MATRIX = np.empty(0, np.uint8), np.empty(0, np.int64), np.empty((0, 1), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How to encode records for one table; arguments as of `Prepared`."""
+
+    bits: int | None
+    lengths: bool
+
+    def __call__(self, records: Sequence[Record]) -> Prepared:
+        """Encode a batch."""
+        return Prepared(records, self.bits, lengths=self.lengths)
+
+    def half(self, records: Sequence[Record]) -> Half:
+        """Encode a batch's texts."""
+        return Half.of(records, self.bits, lengths=self.lengths)
 
 
 def _objects(records: Sequence[Record]) -> dict[int, dict[str, Mapping[str, Any]]]:
@@ -155,16 +213,16 @@ def _matrix(records: Sequence[Record]) -> Float32Matrix:
 
 
 def _encode(
-    records: Sequence[Record], matrix: Float32Matrix, bits: int, kinds: set[tuple[str, str]]
+    records: Sequence[Record], dimension: int, bits: int, kinds: set[tuple[str, str]]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     head = _HEAD(len(COLUMNS) if bits else len(COLUMNS) - 1, 8, 0, 8, 0)
-    drawn = _sketches(matrix, bits) if bits and len(records) else itertools.repeat(b"")
+    sketch = (
+        sketches.copy_field(np.zeros(-(-dimension * bits // 8), np.uint8), dimension, bits) if bits else b""
+    )
     parts = [vectors.COPY_HEADER]
     append = parts.append
     lengths = []
-    for record, ident, stored, sketch in zip(
-        records, _ids(records), _metadata(records, kinds), drawn, strict=False
-    ):
+    for record, ident, stored in zip(records, _ids(records), _metadata(records, kinds), strict=True):
         document = record.document
         if document is None:
             length, data = _NULL, b""
@@ -178,20 +236,9 @@ def _encode(
         lengths.append(len(row))
         append(row)
     append(vectors.COPY_TRAILER)
-    starts = np.cumsum([len(vectors.COPY_HEADER), *lengths[:-1]], dtype=np.int64)
+    places = np.cumsum([len(vectors.COPY_HEADER), *lengths], dtype=np.int64)
     # Into an array of its own, which can be written to: the numbers are still to come.
-    return np.frombuffer(bytearray().join(parts), np.uint8), starts[: len(lengths)]
-
-
-def _sketches(matrix: Float32Matrix, bits: int) -> Iterator[bytes]:
-    """Yield each record's field; all of them are of one length and begin alike."""
-    packed = sketches.encode(matrix, bits)
-    head = sketches.copy_field(packed[0], matrix.shape[1], bits)[: -packed.shape[1]]
-    rows = np.empty((len(packed), len(head) + packed.shape[1]), np.uint8)
-    rows[:, : len(head)] = np.frombuffer(head, np.uint8)
-    rows[:, len(head) :] = packed
-    data, width = rows.tobytes(), rows.shape[1]
-    return (data[start : start + width] for start in range(0, len(data), width))
+    return np.frombuffer(bytearray().join(parts), np.uint8), places
 
 
 def _field(data: bytes) -> bytes:
@@ -217,7 +264,8 @@ def _ids(records: Sequence[Record]) -> Iterator[bytes]:
 
 def _metadata(records: Sequence[Record], kinds: set[tuple[str, str]]) -> Iterator[bytes]:
     """Yield each record's two fields, jsonb and exact text."""
-    encoded = [_json(record.metadata) if record.metadata else b"" for record in records]
+    stored_already = records.stored if isinstance(records, RecordPage) else None
+    encoded = stored_already or [_json(record.metadata) if record.metadata else b"" for record in records]
     together = b"\n".join(encoded)
     # One look at all of them; only floats, which may hide in lists, are written in ways that matter.
     has_floats = b":[" in together or any(kind not in ("string", "int", "bool") for _, kind in kinds)

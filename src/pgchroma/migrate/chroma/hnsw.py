@@ -195,15 +195,23 @@ class HnswIndex:
         slots = np.minimum(np.searchsorted(self._labels, wanted.astype(np.uint64)), len(self._labels) - 1)
         found = (wanted >= 0) & (self._labels[slots] == wanted.astype(np.uint64))
         rows = self._rows[slots[found]]
-        # Read in file order: a random walk over a file larger than memory would be slow.
-        order = np.argsort(rows, kind="stable")
-        stored = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
-        stored[order] = self._elements["vector"][rows[order]]
+        if bool((rows[1:] > rows[:-1]).all()):
+            stored = self._elements["vector"][rows]
+        else:
+            # Read in file order: a random walk over a file larger than memory would be slow.
+            order = np.argsort(rows, kind="stable")
+            stored = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+            stored[order] = self._elements["vector"][rows[order]]
         self._release()
         if self._lengths is not None:
             # A newer Chroma that took the collection for l2 after an upgrade appends vectors as they are.
-            unit = np.abs(np.linalg.norm(stored, axis=1) - 1.0) < _UNIT_TOLERANCE
-            stored[unit] *= self._lengths[rows][unit][:, None]
+            unit = np.abs(np.sqrt(np.einsum("ij,ij->i", stored, stored)) - 1.0) < _UNIT_TOLERANCE
+            if bool(unit.all()):
+                stored *= self._lengths[rows][:, None]
+            else:
+                stored[unit] *= self._lengths[rows][unit][:, None]
+        if bool(found.all()):
+            return stored, found
         vectors[found] = stored
         return vectors, found
 

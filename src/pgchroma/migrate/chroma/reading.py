@@ -2,9 +2,9 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -18,7 +18,9 @@ from pgchroma.types import MetadataValue, Record, RecordPage
 PAGE_RECORDS = 2_000
 PAGE_BYTES = 16 * 1024 * 1024
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+# Number, id, document, uri, metadata as JSON text.
+_Row: TypeAlias = tuple[int, str, str | None, str | None, bytes]
+_decode_all = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
 _DOCUMENT, _URI = "chroma:document", "chroma:uri"
 
@@ -51,6 +53,11 @@ def unreadable(folder: Path, error: sqlite3.DatabaseError) -> SourceError:
         f"cannot read {folder / snapshot.DATABASE}: {error}",
         hint="restore the folder from a backup, or recover the file with `sqlite3 chroma.sqlite3 .recover`",
     )
+
+
+def _decoded(rows: Sequence[_Row]) -> list[dict[str, Any]]:
+    # At once, since a call for each would cost as much as what it does.
+    return _decode_all(b"[" + b",".join([row[4] for row in rows]) + b"]")
 
 
 class FolderReader:
@@ -99,34 +106,40 @@ class FolderReader:
         """
         try:
             vectors = self.vectors_of(collection)
-            for page in self._pages(collection, after):
-                if self._has_floats:
-                    self._add_floats(page)
+            for rows in self._pages(collection, after):
+                stored = [row[4] if row[4] != b"{}" else b"" for row in rows]
+                page = [
+                    Record(seq, name, None, document, metadata or None, uri)
+                    for (seq, name, document, uri, _), metadata in zip(rows, _decoded(rows), strict=True)
+                ]
+                # What these add is not in the texts.
+                added = bool(self._has_floats) and self._add_floats(page)
                 if self._has_arrays:
-                    self._add_arrays(page)
+                    added = self._add_arrays(page) or added
                 found = vectors.fetch([record.id for record in page])
                 for record, vector in zip(page, found, strict=True):
                     record.embedding = vector
-                yield page if isinstance(found, list) else RecordPage(page, found)
+                yield page if isinstance(found, list) else RecordPage(page, found, None if added else stored)
         except sqlite3.DatabaseError as error:
             raise unreadable(self.source, error) from error
 
-    def _pages(self, collection: SourceCollection, after: int) -> Iterator[list[Record]]:
+    def _pages(self, collection: SourceCollection, after: int) -> Iterator[list[_Row]]:
         rows = self.connection.execute(self._record_query, (self.segment(collection), after))
         vector_bytes = 4 * (collection.dimension or 0)
-        page: list[Record] = []
+        page: list[_Row] = []
         size = 0
-        for seq, name, document, uri, metadata in rows:
-            size += vector_bytes + (len(document) if document else 0) + len(metadata)
-            page.append(Record(seq, name, None, document, _decode(metadata) or None, uri))
+        for row in rows:
+            size += vector_bytes + (len(row[2]) if row[2] else 0) + len(row[4])
+            page.append(row)
             if len(page) >= PAGE_RECORDS or size >= PAGE_BYTES:
                 yield page
                 page, size = [], 0
         if page:
             yield page
 
-    def _add_floats(self, page: list[Record]) -> None:
-        """Add what JSON text from SQLite would round."""
+    def _add_floats(self, page: list[Record]) -> bool:
+        """Add what JSON text from SQLite would round; return whether there was any."""
+        added = False
         by_seq = {record.seq: record for record in page}
         for seq, key, value in self.connection.execute(
             f"SELECT id, key, float_value FROM embedding_metadata WHERE id BETWEEN ? AND ? AND {self._is_float}",  # noqa: S608 - names of our own
@@ -135,8 +148,11 @@ class FolderReader:
             if record := by_seq.get(seq):
                 record.metadata = record.metadata or {}
                 record.metadata[key] = value
+                added = True
+        return added
 
-    def _add_arrays(self, page: list[Record]) -> None:
+    def _add_arrays(self, page: list[Record]) -> bool:
+        """Add the lists; return whether there was any."""
         by_seq = {record.seq: record for record in page}
         values = catalog.typed_columns(self.connection, "embedding_metadata_array", "string_value")
         rows = self.connection.execute(
@@ -153,6 +169,7 @@ class FolderReader:
             if record.metadata is None:
                 record.metadata = {}
             record.metadata[key] = items  # type: ignore[assignment]  # all of one type, as Chroma wrote them
+        return bool(arrays)
 
     def ids(self, collection: SourceCollection) -> Iterator[list[str]]:
         """Yield the ids of a collection's records in insertion order, some thousand at a time."""
