@@ -134,7 +134,7 @@ class Application:
 
 
 def _too_slow(request: Request, seconds: float) -> HttpError:
-    """Return the answer to a request whose time is over: 408 where its body is still under way, else 503."""
+    """Return the answer to a request whose time is over, which says whether it was the body that did not come in time."""
     if request.is_reading:
         return HttpError(
             408,
@@ -143,8 +143,8 @@ def _too_slow(request: Request, seconds: float) -> HttpError:
             [(b"connection", b"close")],
         )
     return HttpError(
-        503,
-        "ServiceUnavailable",
+        408,
+        CHROMA_ERROR,
         f"The request took longer than {seconds:g} s (PGCHROMA_REQUEST_TIMEOUT_SECONDS) and was given up; "
         "a write may have been done, and an upsert is safe to repeat",
         errors.RETRY_AFTER,

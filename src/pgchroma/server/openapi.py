@@ -19,12 +19,12 @@ _ERROR = {"content": {"application/json": {"schema": {"$ref": f"{_REFERENCE}Erro
 # What every route may answer beside its own.
 _EVERYWHERE = {
     400: "A value, name, filter or the JSON itself is not allowed.",
+    408: "The body did not arrive in time, or the request took longer than it may (PGCHROMA_REQUEST_TIMEOUT_SECONDS).",
     500: "The server failed; its log tells more under the request id of the answer.",
-    503: "The database does not answer, or the request took too long; the answer says when to try again.",
+    503: "The database does not answer; the answer says when to try again.",
 }
 _WITH_TOKEN = {403: "The token is missing or wrong, or does not reach that far."}
 _WITH_BODY = {
-    408: "The body did not arrive in time.",
     413: "The body or the batch is too large; the message names the limit.",
     415: "The body is declared as other than JSON.",
     422: "The body is JSON of another shape.",
