@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.waiting import wait_for
+
 _PRELUDE = """
 import os, sys
 import numpy as np
@@ -100,9 +102,13 @@ print(told, flush=True)
 os.kill(os.getpid(), 9)
 """)
     assert done.returncode == -signal.SIGKILL
-    # Its end of the standard output is closed, or the call would not have ended; whoever inherited it may not have looked at it yet.
     status = Path(f"/proc/{int(done.stdout)}/status")
-    assert not status.exists() or "State:\tZ" in status.read_text()
+
+    def is_gone() -> bool:
+        # Whoever inherited it may not have looked at it yet.
+        return not status.exists() or "State:\tZ" in status.read_text()
+
+    wait_for("the end of the second process", is_gone)
 
 
 def test_with_threads_under_way_there_is_none() -> None:
