@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.migrate.progress import display
+from pgchroma.migrate.second import second_process
 from pgchroma.migrate.tables import ddl, runner, status
 from pgchroma.migrate.tables.inspect_rows import inspect
 from pgchroma.migrate.tables.load import load
@@ -90,7 +91,12 @@ def measure(url: str, messages: int, schema: str = "app") -> Moved:
     with tempfile.TemporaryDirectory() as name:
         source = application.make(Path(name) / "app.db", messages=messages)
         started = time.monotonic()
-        with open_database(source) as database, runner.connect(url, None) as connection, display() as shown:
+        with (
+            second_process() as second,
+            open_database(source) as database,
+            runner.connect(url, None) as connection,
+            display() as shown,
+        ):
             clock.seconds["snapshot"] = time.monotonic() - started
             with clock.part("inspection"):
                 mapping = suggest(database, schema).mapping
@@ -101,8 +107,8 @@ def measure(url: str, messages: int, schema: str = "app") -> Moved:
             with clock.part("load"):
                 for plan in mapping.moved:
                     load(
-                        connection, database.connection, have[plan.source], mapping, plan, findings,
-                        states[plan.source], lambda _: None,
+                        connection, database, have[plan.source], mapping, plan, findings,
+                        states[plan.source], lambda _: None, second,
                     )  # fmt: skip
             _raw_copy(connection, mapping, Path(name), clock.part)
             with clock.part("keys"):

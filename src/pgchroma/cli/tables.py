@@ -20,6 +20,7 @@ from pgchroma.cli.options import (
 from pgchroma.errors import ConfigurationError, InterruptedMigrationError
 from pgchroma.migrate import receipt as receipts
 from pgchroma.migrate.progress import display
+from pgchroma.migrate.second import second_process
 from pgchroma.migrate.tables import ddl, mapping, runner, status
 from pgchroma.migrate.tables.inspect_rows import inspect, require_complete, require_fitting
 from pgchroma.migrate.tables.source import Database, open_database
@@ -170,7 +171,7 @@ def run(
     """
     url = required_url(database_url)
     try:
-        with open_database(source, work_folder) as database, display() as shown:
+        with second_process() as second, open_database(source, work_folder) as database, display() as shown:
             found = _suggestion(database, mapping_path, schema)
             with runner.connect(url, database_password_file) as connection:
                 if dry_run:
@@ -184,7 +185,7 @@ def run(
                 findings = inspect(database, found.mapping)
                 run_id = runner.start(connection, database, found.mapping, findings)
                 begun = runner.pick(connection, run_id)
-                result = runner.carry_out(connection, database, begun, shown, receipt_path, findings)
+                result = runner.carry_out(connection, database, begun, shown, receipt_path, findings, second)
     except KeyboardInterrupt as error:
         raise _interrupted() from error
     output.emit(result.content, fmt, texts.result(result.content))
@@ -223,13 +224,14 @@ def resume(
     """
     try:
         with (
+            second_process() as second,
             runner.connect(required_url(database_url), database_password_file) as connection,
             display() as shown,
         ):
             begun = runner.pick(connection, run_id)
             with open_database(source or Path(begun.source), work_folder) as database:
                 runner.require_same_source(begun, database)
-                result = runner.carry_out(connection, database, begun, shown, receipt_path)
+                result = runner.carry_out(connection, database, begun, shown, receipt_path, second=second)
     except KeyboardInterrupt as error:
         raise _interrupted() from error
     output.emit(result.content, fmt, texts.result(result.content))

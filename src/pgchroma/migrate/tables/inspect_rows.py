@@ -66,9 +66,9 @@ def unfit(table: Table, plan: TablePlan, column: ColumnPlan, *, fitting: bool = 
     return f"({condition})"
 
 
-def prepare(connection: sqlite3.Connection, mapping: Mapping) -> None:
-    """Give a connection to the snapshot every function the mapping's columns need."""
-    for table in mapping.moved:
+def prepare(connection: sqlite3.Connection, *tables: TablePlan) -> None:
+    """Give a connection to the snapshot every function that the tables' columns need."""
+    for table in tables:
         for column in table.moved:
             formatting.register_kind(connection, column.kind)
 
@@ -130,7 +130,7 @@ def inspect(database: Database, mapping: Mapping) -> tuple[Finding, ...]:
         ConfigurationError: the mapping does not match the source.
     """
     require_complete(database, mapping)
-    prepare(database.connection, mapping)
+    prepare(database.connection, *mapping.moved)
     return tuple(_findings(database, mapping))
 
 

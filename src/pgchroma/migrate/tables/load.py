@@ -6,18 +6,21 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+import numpy as np
 import psycopg
 from psycopg import sql
 
 from pgchroma.errors import SourceError
+from pgchroma.migrate.second import Item, SecondProcess
 from pgchroma.migrate.tables import formatting, status
 from pgchroma.migrate.tables.ddl import table_name
-from pgchroma.migrate.tables.inspect_rows import Finding, key_columns, unfit
+from pgchroma.migrate.tables.inspect_rows import Finding, key_columns, prepare, unfit
 from pgchroma.migrate.tables.mapping import ColumnPlan, Mapping, TablePlan
-from pgchroma.migrate.tables.source import Table, quoted
+from pgchroma.migrate.tables.source import Database, Table, quoted, reopened
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -172,6 +175,29 @@ def _in_background(produce: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
         thread.join()
 
 
+def _from_elsewhere(
+    second: SecondProcess,
+    copy: Path,
+    table: Table,
+    plan: TablePlan,
+    findings: tuple[Finding, ...],
+    position: list[Any] | None,
+) -> Iterator[Batch]:
+    for (rows, last), chunks in second.run(_batches, copy, table, plan, findings, position):
+        yield Batch([chunk.tobytes() for chunk in chunks], rows, last)
+
+
+def _batches(
+    copy: Path, table: Table, plan: TablePlan, findings: tuple[Finding, ...], position: list[Any] | None
+) -> Iterator[Item]:
+    """Run in the second process: read and format."""
+    with reopened(copy) as connection:
+        prepare(connection, plan)
+        connection.text_factory = bytes
+        for batch in batches(connection, table, plan, findings, position):
+            yield (batch.rows, batch.position), [np.frombuffer(chunk, np.uint8) for chunk in batch.chunks]
+
+
 class Loader:
     """Writes batches to one table, each with its checkpoint in one transaction."""
 
@@ -237,23 +263,34 @@ class Loader:
 
 def load(
     connection: Connection,
-    source: sqlite3.Connection,
+    database: Database,
     table: Table,
     mapping: Mapping,
     plan: TablePlan,
     findings: tuple[Finding, ...],
     state: status.TableStatus,
     advance: Callable[[int], None],
+    second: SecondProcess | None = None,
 ) -> None:
     """Copy what is behind the checkpoint, then the rows for quarantine.
+
+    Args:
+        second: a process that reads and formats while this one sends.
 
     Raises:
         SourceError: SQLite could not read a row.
     """
     loader = Loader(connection, mapping, plan, direct=plan.on_conflict == "fail")
+    source = database.connection
     source.text_factory = bytes
     try:
-        for batch in _in_background(lambda: batches(source, table, plan, findings, state.last_position)):
+        for batch in _in_background(
+            lambda: (
+                _from_elsewhere(second, database.copy, table, plan, findings, state.last_position)
+                if second
+                else batches(source, table, plan, findings, state.last_position)
+            )
+        ):
             loader.write(state.run_id, batch)
             advance(batch.rows)
         with connection.transaction():

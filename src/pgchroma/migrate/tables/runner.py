@@ -15,6 +15,7 @@ import pgchroma
 from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError, VerificationError
 from pgchroma.migrate import receipt as receipts
 from pgchroma.migrate.progress import Display
+from pgchroma.migrate.second import SecondProcess
 from pgchroma.migrate.tables import ddl, mapping, proof, status
 from pgchroma.migrate.tables.inspect_rows import Finding, inspect, require_fitting
 from pgchroma.migrate.tables.load import load
@@ -118,11 +119,13 @@ def carry_out(
     display: Display,
     receipt_path: Path | None,
     findings: tuple[Finding, ...] | None = None,
+    second: SecondProcess | None = None,
 ) -> Result:
     """Load, add keys, prove, write the receipt; each step goes on from wherever an earlier attempt ended.
 
     Args:
         findings: what `inspect` found, where that has been asked already.
+        second: a process that reads while this one sends.
     """
     started = time.monotonic()
     status.lock(connection, run.run_id)
@@ -135,7 +138,7 @@ def carry_out(
         if state.phase not in ("planned", "copying"):
             continue
         step = display.step(f"copying {table.source}", state.source_rows, state.rows_read)
-        load(connection, database.connection, have[table.source], plan, table, findings, state, step.advance)
+        load(connection, database, have[table.source], plan, table, findings, state, step.advance, second)
     orphans = finish(connection, database, plan)
     proofs = prove(connection, database, plan, findings, states, run.run_id, display)
     database.require_unchanged()

@@ -93,10 +93,12 @@ class Database:
     """The private copy: a connection to it, what it holds, and whether the source still is what was copied.
 
     Attributes:
+        copy: its file.
         fitting: (table, column, kind) of which every value is known to fit; the copy never changes, so one look is enough.
     """
 
     path: Path
+    copy: Path
     connection: sqlite3.Connection
     fingerprint: str
     bytes: int
@@ -153,12 +155,7 @@ def open_database(path: Path, work_folder: Path | None = None) -> Iterator[Datab
                 watch.backup(target)
                 # The copy is private: no write-ahead log beside it, so that its bytes are all in one file.
                 target.execute("PRAGMA journal_mode=DELETE")
-            connection = stack.enter_context(
-                contextlib.closing(
-                    sqlite3.connect(copy.as_uri() + "?mode=ro", uri=True, check_same_thread=False)
-                )
-            )
-            formatting.register(connection)
+            connection = stack.enter_context(reopened(copy))
             # Three looks at all of the copy, of which only the last needs this process's attention.
             beside = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="looking through a copy"))
             digest, soundness = beside.submit(_digest, copy), beside.submit(_require_sound, copy, path)
@@ -177,8 +174,18 @@ def open_database(path: Path, work_folder: Path | None = None) -> Iterator[Datab
                 f"cannot copy {path}: {error.strerror}", hint="make room, or name --work-folder"
             ) from error
         yield Database(
-            path, connection, digest.result(), copy.stat().st_size, tables, not_moved, watch, before
+            path, copy, connection, digest.result(), copy.stat().st_size, tables, not_moved, watch, before
         )
+
+
+@contextlib.contextmanager
+def reopened(copy: Path) -> Iterator[sqlite3.Connection]:
+    """Open a private copy, in whatever process, with the functions that its values are looked at by."""
+    with contextlib.closing(
+        sqlite3.connect(copy.as_uri() + "?mode=ro", uri=True, check_same_thread=False)
+    ) as connection:
+        formatting.register(connection)
+        yield connection
 
 
 def _require_database(path: Path) -> None:
