@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from pgchroma.migrate.archive import manifest_of
 from pgchroma.migrate.chroma.folder import ChromaFolder
 from pgchroma.migrate.database import DatabaseSource
 from pgchroma.migrate.exchange.sink import ExchangeSink
-from pgchroma.migrate.model import Json, Sink
+from pgchroma.migrate.model import Json, Sink, Source
 from pgchroma.migrate.places import Options, Place
 from pgchroma.migrate.progress import display
 from pgchroma.migrate.remote import versions
@@ -56,6 +56,38 @@ async def _sink(
         yield sink
     finally:
         await sink.close()
+
+
+@contextlib.asynccontextmanager
+async def _both(
+    source: Place, target: Place, options: Options, receipt_path: Path
+) -> AsyncIterator[tuple[Source, Callable[[], Awaitable[Sink]]]]:
+    """Open the source, and the sink meanwhile where that is a database; another one only when it is asked for."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def connected() -> Sink:
+            return await stack.enter_async_context(_sink(target, options, receipt_path))
+
+        if not target.is_database:
+            yield stack.enter_context(places.open_source(source, options)), connected
+            return
+        connecting = asyncio.ensure_future(connected())
+
+        async def given_up() -> None:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+
+        stack.push_async_callback(given_up)
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(stack.enter_context, places.open_source(source, options))
+        )
+        try:
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # What a thread opens has to be closed, so it has to be there first.
+            await asyncio.wait([opening])
+            raise
+        yield opened, lambda: connecting
 
 
 @click.group()
@@ -209,17 +241,18 @@ def start_run(
 
     async def work(second: SecondProcess | None) -> Json:
         started = time.monotonic()
-        with places.open_source(place, settings.options) as opened, display() as shown:
+        async with _both(place, target, settings.options, path) as (opened, connect):
             opened_at = time.monotonic()
             if not dry_run:
                 receipts.require_writable(path)
-            async with _sink(target, settings.options, path) as sink:
-                connected_at = time.monotonic()
-                if dry_run:
-                    await plans.require_free_targets(opened, sink)
-                    made = plans.make(opened)
-                    made.require_movable(settings.policies, sink.limits)
-                    return {**made.as_json(settings.policies, sink.limits, target.kind), "dry_run": True}
+            sink = await connect()
+            connected_at = time.monotonic()
+            if dry_run:
+                await plans.require_free_targets(opened, sink)
+                made = plans.make(opened)
+                made.require_movable(settings.policies, sink.limits)
+                return {**made.as_json(settings.policies, sink.limits, target.kind), "dry_run": True}
+            with display() as shown:
                 begun = await runner.start(opened, sink, shown, settings.policies, ident)
                 begun.second = second
                 begun.seconds = {
