@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -308,5 +309,38 @@ def test_a_server_gets_what_is_newer(folder: Path, database_url: str, tmp_path: 
         done = run(database_url, process.url, tmp_path / "back.json", "--since", tmp_path / "there.json")
         assert done.code == ExitCode.OK, done.stderr
         assert sum(item["deleted"] for item in done.json["increment"]) > 10
+        stale = run(database_url, process.url, tmp_path / "x.json", "--since", tmp_path / "there.json")
+        assert stale.code == ExitCode.SOURCE_CHANGED
+        assert "something has written to it since" in stale.stderr
+    finally:
+        process.stop()
+
+
+_KILL_WHILE_APPLYING = """
+import os, signal
+from pgchroma.migrate.since import Applier
+Applier._change = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_increment_that_was_interrupted_half_way_says_what_to_do(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "served")
+    process = ChromaProcess(versions.program("1.5.9"), tmp_path / "served", tmp_path / "log")
+    since = ("--since", tmp_path / "there.json")
+    try:
+        scopes = ("--scope", "default_tenant")
+        assert run(process.url, database_url, tmp_path / "there.json", *scopes).code == ExitCode.OK
+        asyncio.run(use(database_url))
+        killed = pgchroma(
+            "migrate", "run", database_url, "--to", process.url, "--receipt", tmp_path / "back.json", *since,
+            prelude=_KILL_WHILE_APPLYING,
+        )  # fmt: skip
+        assert killed.code == -signal.SIGKILL
+        again = run(database_url, process.url, tmp_path / "again.json", *since)
+        assert again.code == ExitCode.SOURCE_CHANGED
+        assert "back.journal.json" in again.stderr
+        assert "without --since" in again.stderr
     finally:
         process.stop()

@@ -282,7 +282,7 @@ async def _increment(place: Place, target: Place, settings: Given, path: Path, r
             hint="leave them out",
         )
     receipts.require_writable(path)
-    version = await asyncio.to_thread(increments.check_target, receipt, target, settings.options)
+    version = await asyncio.to_thread(increments.check_target, receipt, target, settings.options, path.parent)
     options = settings.with_version(version)
     with places.open_source(place, options) as opened, display() as shown:
         if not isinstance(opened, DatabaseSource):

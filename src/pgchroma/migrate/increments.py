@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 from uuid import uuid4
 
-from pgchroma.errors import RefusedError, SourceChangedError
-from pgchroma.migrate import places, runner
+from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError
+from pgchroma.migrate import journal, places, runner
 from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.migrate.database import DatabaseSource
 from pgchroma.migrate.exchange.sink import ExchangeSink
@@ -22,8 +22,32 @@ from pgchroma.migrate.reverify import against_receipt, limits_of
 from pgchroma.migrate.since import Applier, Increment, require_usable
 
 
-def check_target(receipt: Json, place: Place, options: Options) -> str | None:
+def _what_to_do(place: Place, receipts: Path) -> str:
+    """Say how to go on with a target that is not what a receipt left; an increment to a server may have been interrupted half-way."""
+    if place.kind != "chroma-server":
+        return "something has written to it since; move everything to a new place instead of --since"
+    left = [path for path in receipts.glob("*.journal.json") if _is_about(path, place)]
+    if not left:
+        return "something has written to it since; move everything to an empty server instead of --since"
+    return (
+        f"an attempt to write to it was interrupted ({', '.join(map(str, left))}), so it holds some of what is newer and nobody "
+        "can tell whether something else wrote to it, too: delete these collections there and run without --since, which "
+        "writes and proves everything, or do so with an empty server; then remove the journal"
+    )
+
+
+def _is_about(path: Path, place: Place) -> bool:
+    try:
+        return bool(journal.read(path)["target"].get("path") == place.text.rstrip("/"))
+    except ConfigurationError:
+        return False
+
+
+def check_target(receipt: Json, place: Place, options: Options, receipts: Path) -> str | None:
     """Refuse a target that is not what the receipt left; return the chromadb release that fits a folder's layout.
+
+    Args:
+        receipts: the folder where an interrupted attempt will have left its journal.
 
     Raises:
         RefusedError: the target is no Chroma folder or server.
@@ -56,7 +80,7 @@ def check_target(receipt: Json, place: Place, options: Options) -> str | None:
         states = {item["collection"]: item["state"] for item in receipt["collections"]}
         raise SourceChangedError(
             f"{place.text} is not what the receipt left: " + "; ".join(describe_changes(states, now)),
-            hint="something has written to it since; move everything to a new place instead of --since",
+            hint=_what_to_do(place, receipts),
         )
     return version
 
