@@ -253,8 +253,7 @@ def start_run(
                 made.require_movable(settings.policies, sink.limits)
                 return {**made.as_json(settings.policies, sink.limits, target.kind), "dry_run": True}
             with display() as shown:
-                begun = await runner.start(opened, sink, shown, settings.policies, ident)
-                begun.second = second
+                begun = await runner.start(opened, sink, shown, settings.policies, ident, second)
                 begun.seconds = {
                     "open": opened_at - started,
                     "connect": connected_at - opened_at,

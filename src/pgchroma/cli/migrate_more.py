@@ -25,6 +25,7 @@ from pgchroma.migrate.model import Json, Source
 from pgchroma.migrate.places import Place
 from pgchroma.migrate.policies import Policies
 from pgchroma.migrate.progress import display
+from pgchroma.migrate.second import SecondProcess, second_process
 from pgchroma.migrate.selection import Scope, Selected, parse_scopes
 from pgchroma.store import Store, quarantine
 
@@ -87,7 +88,7 @@ def verify(
     if receipt is not None and not given["policies"] and not given["skip_unreadable"]:
         policies = Policies(receipt.get("policies", {}))
 
-    def work() -> Json:
+    def work(process: SecondProcess | None) -> Json:
         with contextlib.ExitStack() as stack:
             shown = stack.enter_context(display())
 
@@ -131,7 +132,7 @@ def verify(
                     reverify.require_unchanged(receipt, first)
                 told = second.description
                 limits = reverify.limits_of(told["kind"], told["layout"])
-                found = reverify.sides(first, second, policies, limits, shown)
+                found = reverify.sides(first, second, policies, limits, shown, process)
                 target = told
         return {
             "run_id": receipt["run_id"] if receipt else None,
@@ -141,10 +142,12 @@ def verify(
             "collections": [{"collection": item.path, **item.as_json()} for item in found],
         }
 
-    async def in_thread() -> Json:
-        return await asyncio.to_thread(work)
+    async def in_thread(process: SecondProcess | None) -> Json:
+        return await asyncio.to_thread(work, process)
 
-    found = shared.carry_out(in_thread())
+    # What the other side is turns out later; a process that turns out to be of no use costs next to nothing.
+    with second_process() as process:
+        found = shared.carry_out(in_thread(process))
     output.emit(found, fmt, texts.comparison(found))
     if found["result"] != "equal":
         different = [item["collection"] for item in found["collections"] if not item["equal"]]

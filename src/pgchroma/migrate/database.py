@@ -1,9 +1,10 @@
 """The source `pgchroma database`: one moment of it, read through the store."""
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -88,6 +89,10 @@ class DatabaseSource:
     def size_bytes(self, collection: SourceCollection) -> int:
         """Return the bytes of the collection's tables."""
         return self.snapshot.size_bytes(self.stored[collection.id])
+
+    def elsewhere(self) -> Callable[[], DatabaseSnapshot]:
+        """Return what opens the same moment in another process, for as long as this one keeps it."""
+        return functools.partial(DatabaseSnapshot, self._url, self._settings, self.snapshot.moment())
 
     def changes(self) -> list[str]:
         """Return nothing: the copy is of one moment, and what is written later is no change to that."""

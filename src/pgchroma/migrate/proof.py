@@ -7,20 +7,25 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
+from pgchroma.migrate.database import DatabaseSource
 from pgchroma.migrate.digest import CollectionDigest, differing_parts, record_digest
 from pgchroma.migrate.model import Json, Limits, Quarantined, Source, SourceCollection
 from pgchroma.migrate.policies import Policies, movable
-from pgchroma.types import Record
+from pgchroma.migrate.second import Item as OtherItem
+from pgchroma.migrate.second import SecondProcess
+from pgchroma.store.snapshot import DatabaseSnapshot
+from pgchroma.types import Collection, Record
 
 # So many differences are described; beyond that they are only counted.
 _DESCRIBED = 100
 # Chroma keeps cosine vectors divided by their norm; multiplied again, they are the original within this part of the norm.
 NORMALISED_TOLERANCE: Final = 1e-6
 _AHEAD = 2
+_DIGEST_BYTES = 32
 
 Advance = Callable[[int], None]
 Item = TypeVar("Item")
@@ -213,9 +218,9 @@ class _Matcher:
                 self._proof.add("order", "at another place in the insertion order", name)
 
 
-def ahead(items: Iterator[Item]) -> Generator[Item]:
-    """Yield the items of an iterator that a thread of its own runs, up to two ahead; close it to stop the thread."""
-    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(_AHEAD)
+def ahead(items: Iterator[Item], count: int = _AHEAD) -> Generator[Item]:
+    """Return the items of an iterator that a thread of its own runs from now on, so many ahead; close it to stop the thread."""
+    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(count)
     stopped = threading.Event()
 
     def put(item: tuple[bool, Any]) -> bool:
@@ -237,20 +242,28 @@ def ahead(items: Iterator[Item]) -> Generator[Item]:
             put((False, error))
 
     thread = threading.Thread(target=work, name="reading ahead", daemon=True)
+
+    def taken() -> Generator[Item]:
+        try:
+            # The thread starts with this generator, so that closing it always ends the thread.
+            yield cast(Item, None)
+            while True:
+                more, item = waiting.get()
+                if more:
+                    yield item
+                elif item is None:
+                    return
+                else:
+                    raise item
+        finally:
+            stopped.set()
+            # The thread must be out of the source before anyone closes it.
+            thread.join()
+
     thread.start()
-    try:
-        while True:
-            more, item = waiting.get()
-            if more:
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
-    finally:
-        stopped.set()
-        # The thread must be out of the source before anyone closes it.
-        thread.join()
+    reading = taken()
+    next(reading)
+    return reading
 
 
 def _hashed(pages: Iterator[list[Record]], total: CollectionDigest) -> Iterator[list[tuple[Record, bytes]]]:
@@ -274,6 +287,7 @@ def prove(
     limits: Limits | None = None,
     advance: Advance | None = None,
     see: Callable[[Sequence[Record]], None] | None = None,
+    second: SecondProcess | None = None,
 ) -> CollectionProof:
     """Compare one collection, record by record.
 
@@ -282,6 +296,7 @@ def prove(
     Args:
         advance: called with the number of source records that were compared since the last call.
         see: called with the records of each page that were moved.
+        second: a process that reads the target, where that is a database.
     """
     started = time.monotonic()
     proof = CollectionProof(collection.path)
@@ -293,27 +308,62 @@ def prove(
     compare_description(collection, found, proof)
     proof.tolerance = tolerance_of(collection, target)
 
-    def moved() -> Iterator[list[Record]]:
+    def moved(*, first: bool) -> Iterator[list[Record]]:
+        proof.skipped.clear()
         for kept, aside, _ in movable(source, collection, policies or Policies(), limits or Limits()):
             proof.skipped += aside
-            if advance:
+            if first and advance:
                 advance(len(kept) + len(aside))
-            if see:
+            if first and see:
                 see(kept)
             yield kept
 
-    left, right = CollectionDigest(), CollectionDigest()
-    matcher = _Matcher(proof)
-    with (
-        closing(ahead(_hashed(moved(), left))) as sources,
-        closing(ahead(_hashed(target.records(found), right))) as targets,
-    ):
-        _match(matcher, sources, targets)
-    matcher.finish()
+    sums = None
+    if second is not None and isinstance(target, DatabaseSource):
+        sums = _added_up(moved(first=True), target, found, second)
+    # What differs, if anything, only whole records tell, and these stay in the process that reads them: then both sides once more.
+    if sums is None or sums[0].hexdigest() != sums[1].hexdigest():
+        sums = _compared(moved(first=sums is None), target.records(found), proof)
+    left, right = sums
     proof.records_source, proof.records_target = left.count, right.count
     proof.digest_source, proof.digest_target = left.hexdigest(), right.hexdigest()
     proof.seconds = time.monotonic() - started
     return proof
+
+
+def _added_up(
+    pages: Iterator[list[Record]], target: DatabaseSource, collection: SourceCollection, second: SecondProcess
+) -> tuple[CollectionDigest, CollectionDigest]:
+    """Return the digests of both sides, that of the target added up by another process meanwhile."""
+    left, right = CollectionDigest(), CollectionDigest()
+    elsewhere = second.run(_digests, target.elsewhere(), target.stored[collection.id])
+    for page, item in itertools.zip_longest(pages, elsewhere):
+        left.add(map(record_digest, page or ()))
+        if item is not None:
+            right.add(digest.tobytes() for digest in item[1][0].reshape(-1, _DIGEST_BYTES))
+    return left, right
+
+
+def _digests(opening: Callable[[], DatabaseSnapshot], collection: Collection) -> Iterator[OtherItem]:
+    """Run in the second process: yield the digests of a page of records."""
+    with opening() as snapshot:
+        for page in snapshot.records(collection):
+            yield None, [np.frombuffer(b"".join(map(record_digest, page)), np.uint8)]
+
+
+def _compared(
+    sources: Iterator[list[Record]], targets: Iterator[list[Record]], proof: CollectionProof
+) -> tuple[CollectionDigest, CollectionDigest]:
+    """Note every difference, record by record, and return the digests of both sides."""
+    left, right = CollectionDigest(), CollectionDigest()
+    matcher = _Matcher(proof)
+    with (
+        closing(ahead(_hashed(sources, left))) as one,
+        closing(ahead(_hashed(targets, right))) as other,
+    ):
+        _match(matcher, one, other)
+    matcher.finish()
+    return left, right
 
 
 def _match(matcher: _Matcher, sources: Iterator[list[Arrived]], targets: Iterator[list[Arrived]]) -> None:

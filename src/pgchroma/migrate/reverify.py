@@ -9,6 +9,7 @@ from pgchroma.migrate.model import Json, Limits, Source, SourceCollection, descr
 from pgchroma.migrate.policies import Policies, movable
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.proof import CollectionProof
+from pgchroma.migrate.second import SecondProcess
 from pgchroma.types import Record
 
 
@@ -36,13 +37,22 @@ def require_unchanged(receipt: Json, source: Source) -> None:
 
 
 def sides(
-    source: Source, target: Source, policies: Policies, limits: Limits, display: Display
+    source: Source,
+    target: Source,
+    policies: Policies,
+    limits: Limits,
+    display: Display,
+    second: SecondProcess | None = None,
 ) -> list[CollectionProof]:
-    """Compare every collection of the source with the target's of the same name, record by record."""
+    """Compare every collection of the source with the target's of the same name, record by record.
+
+    Args:
+        second: a process that reads the target, where that is a database.
+    """
     found = []
     for collection in source.collections():
         step = display.step(f"proving {collection.path}", collection.count)
-        found.append(proofs.prove(source, collection, target, policies, limits, step.advance))
+        found.append(proofs.prove(source, collection, target, policies, limits, step.advance, second=second))
     return found
 
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from pgchroma.migrate.model import (
     SourceCollection,
     describe_changes,
 )
-from pgchroma.migrate.pages import encoded
+from pgchroma.migrate.pages import Page, encoded
 from pgchroma.migrate.policies import Policies
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.proof import CollectionProof
@@ -49,6 +49,8 @@ logger = logging.getLogger("pgchroma.migrate")
 Item = TypeVar("Item")
 
 FINISHED = ("verified", "different")
+# Pages on their way to the target beside the one that is written, each of about 16 MiB at the most.
+_AHEAD = 4
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Run:
         answers: recall of the target's answers, by collection.
         extra: further members of the receipt.
         second: the process that reads the source, where there is one.
+        early: the pages of the first collection, being read while the source is looked through.
     """
 
     run_id: UUID
@@ -78,7 +81,14 @@ class Run:
     extra: Json = field(default_factory=dict)
     plan: plans.Plan | None = None
     second: SecondProcess | None = None
+    early: tuple[UUID, Generator[Page]] | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
+
+    def stop_reading(self) -> None:
+        """Give up what was read early and not copied."""
+        if self.early is not None:
+            self.early[1].close()
+            self.early = None
 
     @property
     def equal(self) -> bool:
@@ -141,21 +151,49 @@ def _timed(run: Run, step: str) -> Iterator[None]:
 
 
 async def start(
-    source: Source, sink: Sink, display: Display, policies: Policies, run_id: UUID | None = None
+    source: Source,
+    sink: Sink,
+    display: Display,
+    policies: Policies,
+    run_id: UUID | None = None,
+    second: SecondProcess | None = None,
 ) -> Run:
     """Check everything that can be checked beforehand, then note a new run; nothing is written when a check fails.
+
+    Args:
+        second: a process that can read the source; it begins while the checks are made.
 
     Raises:
         SourceError: records that cannot be moved, and the policy about them is to fail.
         RefusedError: a target collection is in use.
     """
-    run = Run(run_id or uuid4(), source, sink, policies)
+    run = Run(run_id or uuid4(), source, sink, policies, second=second)
     await plans.require_free_targets(source, sink)
-    await _look_through(run, display)
-    note = RunNote(run.run_id, str(source.description["path"]), source.fingerprint, policies.as_json())
-    await sink.begin(note, source.collections())
+    await _read_early(run)
+    try:
+        await _look_through(run, display)
+        note = RunNote(run.run_id, str(source.description["path"]), source.fingerprint, policies.as_json())
+        await sink.begin(note, source.collections())
+    except BaseException:
+        run.stop_reading()
+        raise
     logger.info("migration %s of %s to %s begins", run.run_id, note.source, sink.description.get("path"))
     return run
+
+
+async def _read_early(run: Run) -> None:
+    """Have the second process, which looking through the source leaves idle, begin with the first collection."""
+    collections = run.source.collections()
+    if run.second is not None and collections:
+        run.early = (collections[0].id, await _reading(run, collections[0], 0))
+
+
+async def _reading(run: Run, collection: SourceCollection, after: int) -> Generator[Page]:
+    """Return the pages of a collection behind a position, read ahead by a thread that runs until this is closed."""
+    encode = await run.sink.encoder(collection)
+    return proofs.ahead(
+        encoded(run.source, collection, run.policies, run.sink.limits, after, encode, run.second), _AHEAD
+    )
 
 
 async def _look_through(run: Run, display: Display) -> None:
@@ -215,6 +253,7 @@ async def carry_out(
         ) from error
     finally:
         run.stopping.set()
+        run.stop_reading()
     run.source_changes += await asyncio.to_thread(run.source.changes)
     if run.equal and not run.source_changes:
         run.extra |= await run.sink.publish()
@@ -290,6 +329,7 @@ def _prove_one(
         run.sink.limits,
         advance,
         see=questions.see if questions else None,
+        second=run.second,
     )
     return found, questions
 
@@ -326,10 +366,12 @@ async def copy_collection(run: Run, collection: SourceCollection, display: Displ
     from_start = checkpoint.last_position == 0
     questions = Questions(collection) if run.sink.asks_early and from_start else None
     digest = CollectionDigest() if not run.source.frozen and from_start else None
-    encode = await run.sink.encoder(collection)
-    after = checkpoint.last_position
-    pages = encoded(run.source, collection, run.policies, run.sink.limits, after, encode, run.second)
-    with closing(proofs.ahead(pages)) as reading:
+    if from_start and run.early is not None and run.early[0] == collection.id:
+        _, pages = run.early
+        run.early = None
+    else:
+        pages = await _reading(run, collection, checkpoint.last_position)
+    with closing(pages) as reading:
         # The first page is read while the target is made.
         page = await _first_page(reading, run.sink.prepare(run.run_id, collection))
         while page is not None:

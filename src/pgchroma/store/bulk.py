@@ -29,8 +29,8 @@ _encode_json = msgspec.json.encode
 # What may stand in JSON that jsonb would not give back as it was. More than is needed may match; then the careful encoder looks.
 # U+0000, the words of text.py, null for NaN and infinity, objects:
 _CARE_BYTES = (b"\\u0000", b"\xef\xb7", b"null", b":{")
-# ... and -0.0 and large floats, with an exponent or many digits:
-_CARE_NUMBER = re.compile(rb"-0\.0|\de\+?\d|\d{15}")
+# ... and -0.0 and large floats, with an exponent or many digits before the point:
+_CARE_NUMBER = re.compile(rb"-0\.0|\de\+?\d|(?<![.\d])\d{15}")
 
 
 class Prepared(Sequence[Record]):

@@ -30,18 +30,23 @@ _COLLECTIONS = (
 class DatabaseSnapshot:
     """A database as it was at the first statement; a context manager.
 
+    Args:
+        moment: what another one's `moment` returned, which must not be closed yet: this one shows the same.
+
     Raises:
         DatabaseUnreachableError: no connection, or it was lost.
         DatabaseNotReadyError: the schema is not there or may not be read.
     """
 
-    def __init__(self, database_url: str, settings: StoreSettings) -> None:
+    def __init__(self, database_url: str, settings: StoreSettings, moment: str | None = None) -> None:
         try:
             self._connection = psycopg.connect(conninfo(database_url, settings))
         except psycopg.OperationalError as error:
             raise unreachable(error) from error
         self._connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         self._connection.read_only = True
+        if moment is not None:
+            self._rows(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(moment)))
         # Fresh tables have no statistics; the pages are small ranges of the key and always best read by it.
         for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin"):
             self._rows(sql.SQL("SET {} = off").format(sql.Identifier(setting)))
@@ -65,6 +70,11 @@ class DatabaseSnapshot:
             raise unprepared(error) from error
         except psycopg.OperationalError as error:
             raise unreachable(error) from error
+
+    def moment(self) -> str:
+        """Return what lets another connection, of any process, see the same as long as this is open."""
+        ((exported,),) = self._rows(sql.SQL("SELECT pg_export_snapshot()"))
+        return str(exported)
 
     def horizon(self) -> dict[str, Any]:
         """Return what tells later which records are newer than this moment: transaction, highest number, cluster."""
