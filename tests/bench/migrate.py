@@ -58,37 +58,36 @@ def _timed(work: Callable[[], object]) -> float:
     return time.monotonic() - started
 
 
-def _largest_child(pid: int, ended: threading.Event, found: list[int]) -> None:
-    """Note the most memory that each process started by another has had, until that one ends."""
+def _most_memory(pid: int, ended: threading.Event, found: list[int]) -> None:
+    """Note the most memory that a process, and each process started by it, has had, until the first one ends.
+
+    What wait4 tells of a process counts what the one that started it had, too, which here holds all the data.
+    """
     most: dict[str, int] = {}
-    while not ended.wait(0.05):
+    while not ended.wait(0.02):
         with contextlib.suppress(OSError):
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                status = Path(f"/proc/{child}/status").read_text()
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for process in (str(pid), *children):
+                status = Path(f"/proc/{process}/status").read_text()
                 line = next((line for line in status.splitlines() if line.startswith("VmHWM")), "VmHWM: 0")
-                most[child] = int(line.split()[1]) * 1024
+                most[process] = int(line.split()[1]) * 1024
     found.append(sum(most.values()))
 
 
 def _run(*arguments: object) -> tuple[Any, int]:
     """Run a command; return what it says as JSON and the most memory of its processes together, in bytes; what they share counts twice."""
-    with tempfile.TemporaryFile() as told:
-        pid = os.posix_spawn(
-            PROGRAM,
-            [str(PROGRAM), *map(str, arguments), "--format", "json"],
-            os.environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, told.fileno(), 1)],
-        )
-        ended, children = threading.Event(), list[int]()
-        watch = threading.Thread(target=_largest_child, args=(pid, ended, children))
+    with subprocess.Popen(
+        [PROGRAM, *map(str, arguments), "--format", "json"], stdout=subprocess.PIPE
+    ) as process:
+        ended, found = threading.Event(), list[int]()
+        watch = threading.Thread(target=_most_memory, args=(process.pid, ended, found))
         watch.start()
-        _, status, usage = os.wait4(pid, 0)
+        told, _ = process.communicate()
         ended.set()
         watch.join()
-        if os.waitstatus_to_exitcode(status):
-            raise click.ClickException(f"pgchroma {' '.join(map(str, arguments))} failed")
-        told.seek(0)
-        return json.load(told), usage.ru_maxrss * 1024 + sum(children)
+    if process.returncode:
+        raise click.ClickException(f"pgchroma {' '.join(map(str, arguments))} failed")
+    return json.loads(told), found[0]
 
 
 def raw_copy(url: str, data: dataset.Dataset) -> float:

@@ -10,7 +10,7 @@ and kept in `exact` alone.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -108,6 +108,16 @@ def decode(stored: bytes | str | None, exact: str | None) -> dict[str, Any] | No
     value: dict[str, Any] = _decode_json(stored)
     data = stored.encode() if isinstance(stored, str) else stored
     return _decode_words(value) if text.has_special(data) else value
+
+
+def decode_all(stored: Sequence[str | None], exact: Sequence[str | None]) -> Sequence[dict[str, Any] | None]:
+    """Return what `decode` returns of each; looked at and parsed all at once where none needs care."""
+    if not any(exact):
+        together = f"[{','.join([value or 'null' for value in stored])}]"
+        if not text.has_special(together.encode()):
+            found: list[dict[str, Any] | None] = _decode_json(together)
+            return found
+    return [decode(one, other) for one, other in zip(stored, exact, strict=True)]
 
 
 def _decode_words(value: Any) -> Any:  # noqa: ANN401 - any JSON value

@@ -207,14 +207,17 @@ def _records(rows: list[tuple[Any, ...]]) -> list[Record]:
     width = len(columns[6][0])
     vectors = np.frombuffer(b"".join(columns[6]), dtype=np.uint8).reshape(len(rows), width)[:, 4:]
     matrix = np.ascontiguousarray(vectors).view(">f4").astype(np.float32)
+    decoded = metadata.decode_all(columns[3], columns[4])
     return [
         Record(
             seq,
             text.decode(name),
             vector,
             document and text.decode(document),
-            metadata.decode(stored, exact),
+            found,
             uri and text.decode(uri),
         )
-        for seq, name, document, stored, exact, uri, vector in zip(*columns[:6], matrix, strict=True)
+        for seq, name, document, found, uri, vector in zip(
+            *columns[:3], decoded, columns[5], matrix, strict=True
+        )
     ]
