@@ -356,6 +356,56 @@ async def test_a_collection_deleted_under_the_indexer_does_not_stop_it(
     require_whole(database_url)
 
 
+async def test_a_collection_that_cannot_be_indexed_holds_up_no_other_one(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(indexer, "_FIRST_PAUSE_SECONDS", 0.05)
+    # A document that is too long for the index takes a minute to fail; this one fails at once.
+    whole = execute(database_url, "SELECT prosrc FROM pg_proc WHERE oid = 'pgchroma.runs'::regproc")[0][0]
+    define = "CREATE OR REPLACE FUNCTION pgchroma.runs(document text) RETURNS integer[] LANGUAGE {} IMMUTABLE STRICT AS $${}$$"
+    execute(
+        database_url,
+        define.format(
+            "plpgsql",
+            "BEGIN IF document = 'too long' THEN RAISE 'secret' USING ERRCODE = 'program_limit_exceeded'; END IF; "
+            "RETURN '{}'; END",
+        ),
+    )
+
+    async def filled(document: str) -> Collection:
+        collection = await make(store)
+        names = [str(number) for number in range(MINIMUM)]
+        await store.add(collection.id, RecordBatch(names, points(MINIMUM), documents=[document] * MINIMUM))
+        return collection
+
+    def with_documents(collection: Collection) -> bool:
+        query = "SELECT 1 FROM pgchroma.record_segments WHERE collection_id = %(id)s AND document_index IS NOT NULL"
+        return bool(execute(database_url, query, {"id": collection.id}))
+
+    faulty = await filled("too long")
+    async with indexing(store):
+
+        async def faulty_is_all_but_done() -> bool:
+            return await indexed(store, faulty)
+
+        await eventually("what can be indexed", faulty_is_all_but_done)
+        sound = await filled("short")
+
+        async def sound_is_done() -> bool:
+            return with_documents(sound)
+
+        await eventually("the sound collection to be indexed", sound_is_done)
+        assert not with_documents(faulty)
+        assert str(faulty.id) in caplog.text
+        execute(database_url, define.format("sql", whole))
+
+        async def faulty_is_done() -> bool:
+            return with_documents(faulty)
+
+        await eventually("the other one to be tried again", faulty_is_done)
+    assert execute(database_url, "SELECT 1 FROM pg_index WHERE NOT indisvalid") == []
+
+
 @pytest.mark.parametrize(("parallel", "expected"), [(True, "2"), (False, "0")])
 async def test_parallel_builds_can_be_switched_off(database_url: str, parallel: bool, expected: str) -> None:
     settings = StoreSettings(index_minimum_rows=MINIMUM, parallel_index_builds=parallel)

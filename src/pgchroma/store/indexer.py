@@ -7,6 +7,7 @@ segment takes the smaller ones before it along, so that their number grows with 
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from uuid import UUID
@@ -30,6 +31,9 @@ _PATIENCE = 5
 _PATIENCE_UNREAD = 25
 # Scans of the vectors from one look to the next, beyond which somebody reads; the looks themselves make one or two.
 _OWN_SCANS = 5
+# A collection that could not be indexed is left alone for the first time, and twice as long after each further failure.
+_FIRST_PAUSE_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,14 @@ class _Sight:
 
     inserted: int
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Setback:
+    """A collection could not be indexed: for how long it is left alone, and until when, as `time.monotonic` has it."""
+
+    pause: float
+    until: float
 
 
 class Indexer:
@@ -54,6 +66,8 @@ class Indexer:
         self._scans: dict[int, int] = {}
         # table number -> a kind of index that its vectors turned out to be too large for
         self._refused: dict[int, Kind] = {}
+        # table number -> what came of the last try, where it failed
+        self._setbacks: dict[int, _Setback] = {}
         # How documents are indexed in this database.
         self._method = "function"
 
@@ -112,14 +126,41 @@ class Indexer:
             before = self._seen.get(number)
             self._seen[number] = sight
             growing = not is_first_look if before is None else before.inserted != inserted
-            # Deleted meanwhile: nothing to do.
-            with suppress(psycopg.errors.UndefinedTable, NotFoundError):
-                try:
-                    if await self._advance(connection, collection_id, growing=growing) and not growing:
-                        self._settled[number] = sight
-                except psycopg.errors.QueryCanceled:
-                    # By someone who deletes the collection; should that fail, half an index is left.
-                    await builds.remove_leftovers(connection)
+            setback = self._setbacks.get(number)
+            if setback is not None and time.monotonic() < setback.until:
+                continue
+            if await self._try(connection, collection_id, number, growing=growing) and not growing:
+                self._settled[number] = sight
+
+    async def _try(self, connection: Connection, collection_id: UUID, number: int, *, growing: bool) -> bool:
+        """Build what one collection lacks; whether nothing is left to do. What goes wrong there holds up no other one."""
+        # Deleted meanwhile: nothing to do.
+        with suppress(psycopg.errors.UndefinedTable, NotFoundError):
+            try:
+                done = await self._advance(connection, collection_id, growing=growing)
+            except (psycopg.errors.UndefinedTable, NotFoundError):
+                raise
+            except psycopg.errors.QueryCanceled:
+                # By someone who deletes the collection; should that fail, half an index is left.
+                await builds.remove_leftovers(connection)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other collections are to be indexed
+                # Fails, too, when it is the connection that is lost; then all starts over.
+                await builds.remove_leftovers(connection)
+                self._put_off(number, collection_id, error)
+            else:
+                self._setbacks.pop(number, None)
+                return done
+        return False
+
+    def _put_off(self, number: int, collection_id: UUID, error: Exception) -> None:
+        before = self._setbacks.get(number)
+        pause = _FIRST_PAUSE_SECONDS if before is None else min(2 * before.pause, _LONGEST_PAUSE_SECONDS)
+        self._setbacks[number] = _Setback(pause, time.monotonic() + pause)
+        # Its further lines could quote records.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        logger.warning(
+            "cannot index the collection %s now, trying again in %g s: %s", collection_id, pause, reason
+        )
 
     async def _advance(self, connection: Connection, collection_id: UUID, *, growing: bool) -> bool:
         """Build what one collection lacks; whether nothing is left to do."""
