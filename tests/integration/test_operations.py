@@ -25,7 +25,9 @@ from support.waiting import wait_for
 
 LIMITS = {
     "PGCHROMA_MAX_DIMENSION": "4",
+    "PGCHROMA_MAX_DOCUMENT_BYTES": "1500",
     "PGCHROMA_MAX_RESULTS": "20",
+    "PGCHROMA_MAX_QUERIES": "3",
     "PGCHROMA_MAX_WHERE_DEPTH": "6",
     "PGCHROMA_MAX_WHERE_CONDITIONS": "5",
     "PGCHROMA_STATEMENT_TIMEOUT_SECONDS": "1",
@@ -178,6 +180,18 @@ class TestLimits:
         [
             ("add", {"ids": ["x"], "embeddings": [[1, 2, 3, 4, 5]]}, "PGCHROMA_MAX_DIMENSION"),
             ("query", {"query_embeddings": [[1, 2, 3, 4, 5]]}, "PGCHROMA_MAX_DIMENSION"),
+            (
+                "add",
+                {"ids": ["x"], "embeddings": [[1]], "documents": ["a" * 1501]},
+                "PGCHROMA_MAX_DOCUMENT_BYTES",
+            ),
+            (
+                "upsert",
+                {"ids": ["x"], "embeddings": [[1]], "documents": ["ü" * 751]},
+                "PGCHROMA_MAX_DOCUMENT_BYTES",
+            ),
+            ("update", {"ids": ["x", "y"], "documents": [None, "\0" * 251]}, "PGCHROMA_MAX_DOCUMENT_BYTES"),
+            ("query", {"query_embeddings": [[1, 2]] * 4}, "PGCHROMA_MAX_QUERIES"),
             ("query", {"query_embeddings": [[1, 2]], "n_results": 21}, "PGCHROMA_MAX_RESULTS"),
             ("get", {"where": {"$and": [{"k": 1}] * 6}}, "PGCHROMA_MAX_WHERE_CONDITIONS"),
             (
@@ -207,9 +221,11 @@ class TestLimits:
         api = Api(limited.port)
         ident = api("POST", COLLECTIONS, {"name": "allowed"})[1]["id"]
         path = f"{COLLECTIONS}/{ident}"
-        assert api("POST", f"{path}/add", {"ids": ["x"], "embeddings": [[1, 2, 3, 4]]})[0] == 201
+        documents = ["a" * 1500, "ü" * 750, "\0" * 250]
+        add = {"ids": ["x", "y", "z"], "embeddings": [[1, 2, 3, 4]] * 3, "documents": documents}
+        assert api("POST", f"{path}/add", add)[0] == 201
         query = {
-            "query_embeddings": [[1, 2, 3, 4]],
+            "query_embeddings": [[1, 2, 3, 4]] * 3,
             "n_results": 20,
             "where": {"$or": [{"k": n} for n in range(5)]},
         }

@@ -1,10 +1,15 @@
 """Limits on what one request may ask for; each error names the limit and the setting that it comes from."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pgchroma.server.http import HttpError, bad_request
 from pgchroma.server.settings import ServerSettings, variable_name
+from pgchroma.store import text
 from pgchroma.types import Float32Matrix
+
+# U+0000 is kept as two characters of three bytes each.
+_LONGEST_CHARACTER = 6
 
 
 def _over(what: str, value: int, settings: ServerSettings, name: str) -> HttpError:
@@ -22,6 +27,15 @@ def check_batch_size(count: int, settings: ServerSettings) -> None:
         )
 
 
+def check_documents(documents: Sequence[str | None] | None, settings: ServerSettings) -> None:
+    """Raise a 400 when a document is longer, as PostgreSQL keeps it, than may be written."""
+    for document in documents or ():
+        if document is not None and len(document) * _LONGEST_CHARACTER > settings.max_document_bytes:
+            length = len(text.encode_utf8(document))
+            if length > settings.max_document_bytes:
+                raise _over("the length of a document in bytes", length, settings, "max_document_bytes")
+
+
 def check_dimension(matrix: Float32Matrix | None, settings: ServerSettings) -> None:
     """Raise a 400 when embeddings, shape (n, dimension), are too long."""
     if matrix is not None and matrix.shape[1] > settings.max_dimension:
@@ -32,6 +46,12 @@ def check_results(wanted: int, settings: ServerSettings, what: str = "n_results"
     """Raise a 400 when a query or a search asks for too many results."""
     if wanted > settings.max_results:
         raise _over(what, wanted, settings, "max_results")
+
+
+def check_queries(matrix: Float32Matrix | None, settings: ServerSettings) -> None:
+    """Raise a 400 when a query has too many embeddings, shape (n, dimension)."""
+    if matrix is not None and len(matrix) > settings.max_queries:
+        raise _over("the number of query_embeddings", len(matrix), settings, "max_queries")
 
 
 def clause(value: object, name: str, settings: ServerSettings) -> dict[str, Any] | None:

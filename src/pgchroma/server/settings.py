@@ -89,11 +89,17 @@ RULES: dict[str, Rules] = {
     ),
     "max_body_bytes": Rules("largest request body, in bytes", minimum=1024, maximum=4 * 1024**3),
     "max_batch_size": Rules("most records in one add, upsert or update", minimum=1, maximum=10_000_000),
+    "max_document_bytes": Rules(
+        "longest document that is written, in bytes of UTF-8; an index over documents holds none above 60,000,000",
+        minimum=1024,
+        maximum=60_000_000,
+    ),
     "max_dimension": Rules("most numbers in one embedding; pgvector keeps 16000", minimum=1, maximum=16_000),
     "sparse_vectors": Rules(
         "keep and index sparse vectors; false: refuse them as Chroma's single node does, so that all data can move back to one"
     ),
     "max_results": Rules("largest n_results of a query", minimum=1, maximum=10_000_000),
+    "max_queries": Rules("most query embeddings in one query", minimum=1, maximum=1_000_000),
     "max_where_depth": Rules("how deep where and where_document may be nested", minimum=2, maximum=200),
     "max_where_conditions": Rules(
         "most conditions in one where or where_document", minimum=1, maximum=20_000
@@ -131,8 +137,11 @@ class ServerSettings:
     read_ahead_mb: int = 64
     max_body_bytes: int = 256 * 1024 * 1024
     max_batch_size: int = 100_000
+    # What upstream takes in a whole request.
+    max_document_bytes: int = 40 * 1024 * 1024
     max_dimension: int = 16_000
     max_results: int = 100_000
+    max_queries: int = 10_000
     sparse_vectors: bool = True
     max_where_depth: int = 32
     max_where_conditions: int = 5_000

@@ -82,6 +82,7 @@ def _batch(
     count = len(payload.ids)
     limits.check_batch_size(count, context.settings)
     limits.check_dimension(matrix, context.settings)
+    limits.check_documents(payload.documents, context.settings)
     columns: tuple[Sequence[Any] | None, ...] = (payload.documents, payload.metadatas, payload.uris)
     if embedding_count != count or any(column is not None and len(column) != count for column in columns):
         raise bad_request("Inconsistent number of IDs, embeddings, documents, URIs and metadatas")
@@ -147,6 +148,7 @@ async def query(context: Context, request: Request) -> Response:
     wanted = DEFAULT_N_RESULTS if payload.n_results is None else payload.n_results
     limits.check_results(wanted, context.settings)
     matrix, _, _ = embeddings.decode(payload.query_embeddings, allow_empty=True, member="query_embeddings")
+    limits.check_queries(matrix, context.settings)
     limits.check_dimension(matrix, context.settings)
     if matrix is None:
         await context.store.get_collection_by_id(collection)
