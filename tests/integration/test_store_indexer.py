@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 import pytest
 
-from pgchroma.store import Store, StoreSettings, builds, indexer, segments
+from pgchroma.store import Store, StoreSettings, builds, gauges, indexer, segments
 from pgchroma.store.connection import Connection
 from pgchroma.store.segments import Segment
 from pgchroma.types import (
@@ -491,3 +491,38 @@ async def test_a_growing_collection_is_indexed_sooner_where_somebody_searches_it
             await lent.execute("SELECT pg_stat_force_next_flush()")
         await mine.look(connection)
         assert [part.rows for part in await segments_of(database_url, other)] == [25 * MINIMUM]
+
+
+async def test_monitoring_learns_exact_tails_and_how_long_an_index_has_been_due(database_url: str) -> None:
+    # One connection, so that what it counts can be told to PostgreSQL before each look.
+    async with (
+        await Store.open(database_url, StoreSettings(pool_size=1, index_minimum_rows=MINIMUM)) as store,
+        await Connection.connect(database_url, autocommit=True) as connection,
+    ):
+        mine = indexer.Indexer(database_url, store.settings)
+        await mine.look(connection)
+        collection = await make(store)
+
+        async def seen() -> tuple[float, float]:
+            """Return rows in tails and the indexer's lag, after a look."""
+            async with store.transaction() as lent:
+                await lent.execute("SELECT pg_stat_force_next_flush()")
+            await mine.look(connection)
+            figures = {gauge.name: gauge.samples for gauge in await gauges.indexes(connection)}
+            return figures["pgchroma_tail_rows"][0][1], figures["pgchroma_indexer_lag_seconds"][0][1]
+
+        names = await fill(store, collection, points(3 * MINIMUM))
+        rows, first = await seen()
+        assert rows == 3 * MINIMUM
+        names += await fill(store, collection, points(10), "more-")
+        rows, second = await seen()
+        assert rows == 3 * MINIMUM + 10
+        assert second > first > 0
+        # The first of these looks builds the index, the second one counts what it left.
+        await seen()
+        assert await seen() == (0, 0)
+        await store.delete(collection.id, Filter(ids=names[: 2 * MINIMUM]))
+        tail = await fill(store, collection, points(60), "tail-")
+        assert await seen() == (60, 0)
+        await store.delete(collection.id, Filter(ids=tail[:20]))
+        assert await seen() == (40, 0)

@@ -34,17 +34,24 @@ def single(name: str, text: str, value: float) -> Gauge:
 
 
 async def indexes(connection: Connection) -> list[Gauge]:
-    """Return how many rows no vector index covers, by PostgreSQL's statistics, and when an index was last built."""
+    """Return how many rows no vector index covers, how long the indexer is behind, and when an index was last built.
+
+    Tails are as the indexer last counted them; by PostgreSQL's statistics where it has not looked yet.
+    """
     cursor = await connection.execute(
         "SELECT d.tenant, d.name, c.name, s.n_live_tup, coalesce(i.rows, 0), coalesce(i.segments, 0), "
-        "extract(epoch FROM i.built_at)::float8 "
+        "extract(epoch FROM i.built_at)::float8, t.rows, extract(epoch FROM clock_timestamp() - t.due_since)::float8 "
         "FROM pgchroma.collections c JOIN pgchroma.databases d ON d.id = c.database_id "
         "LEFT JOIN pg_stat_user_tables s ON s.schemaname = 'pgchroma_data' AND s.relname = 'v' || c.table_number "
         "LEFT JOIN (SELECT collection_id, sum(row_count) AS rows, count(*) AS segments, max(built_at) AS built_at "
-        "FROM pgchroma.index_segments GROUP BY collection_id) i ON i.collection_id = c.id"
+        "FROM pgchroma.index_segments GROUP BY collection_id) i ON i.collection_id = c.id "
+        "LEFT JOIN pgchroma.tails t ON t.collection_id = c.id"
     )
     rows = await cursor.fetchall()
-    tails = sorted(((max(0, int((row[3] or 0) - row[4])), row) for row in rows), key=lambda found: -found[0])
+    tails = sorted(
+        ((max(0, int((row[3] or 0) - row[4])) if row[7] is None else int(row[7]), row) for row in rows),
+        key=lambda found: -found[0],
+    )
     shown = [
         ({"tenant": row[0], "database": row[1], "collection": row[2]}, float(tail))
         for tail, row in tails[:_COLLECTIONS_SHOWN]
@@ -62,7 +69,7 @@ async def indexes(connection: Connection) -> list[Gauge]:
         single(
             "pgchroma_tail_rows",
             "Rows that no vector index covers and every query compares one by one, of all collections together, "
-            "by PostgreSQL's statistics.",
+            "as the indexer last counted them.",
             sum(tail for tail, _ in tails),
         ),
         single(
@@ -74,6 +81,11 @@ async def indexes(connection: Connection) -> list[Gauge]:
             "pgchroma_collection_tail_rows",
             f"The same by collection, the {_COLLECTIONS_SHOWN} longest.",
             shown,
+        ),
+        single(
+            "pgchroma_indexer_lag_seconds",
+            "For how long the collection that waits longest has had enough rows for an index that does not cover them.",
+            max((row[8] or 0.0 for row in rows), default=0.0),
         ),
         single("pgchroma_index_segments", "Vector indexes.", sum(row[5] for row in rows)),
         single(

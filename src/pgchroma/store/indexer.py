@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.errors import NotFoundError
-from pgchroma.store import builds, catalog, configuration, kinds, operations, segments, tables
+from pgchroma.store import builds, catalog, configuration, kinds, operations, segments, tables, tails
 from pgchroma.store.connection import Connection, StoreSettings
 from pgchroma.store.kinds import Kind
 from pgchroma.store.segments import RecordSegment, Segment
@@ -34,13 +34,16 @@ _OWN_SCANS = 5
 # A collection that could not be indexed is left alone for the first time, and twice as long after each further failure.
 _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 600.0
+# What comes of a collection, or of its tables, being deleted meanwhile.
+_GONE = (NotFoundError, psycopg.errors.UndefinedTable, psycopg.errors.ForeignKeyViolation)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """What tells whether a collection has changed since it was last looked at: rows ever inserted, and its revision."""
+    """What tells whether a collection has changed since it was last looked at: rows ever inserted and deleted, and its revision."""
 
     inserted: int
+    deleted: int
     revision: int
 
 
@@ -113,14 +116,15 @@ class Indexer:
         However many collections there are, one statement tells which have changed; only those are looked at more closely.
         """
         cursor = await connection.execute(
-            "SELECT c.id, c.table_number, coalesce(pg_stat_get_tuples_inserted(t.oid), 0), c.revision "
+            "SELECT c.id, c.table_number, coalesce(pg_stat_get_tuples_inserted(t.oid), 0), "
+            "coalesce(pg_stat_get_tuples_deleted(t.oid), 0), c.revision "
             "FROM pgchroma.collections c LEFT JOIN pg_class t ON t.relnamespace = to_regnamespace('pgchroma_data') "
             "AND t.relname = 'v' || c.table_number AND t.relkind = 'r' WHERE c.table_number IS NOT NULL"
         )
         # A collection that appears between two looks is being filled, most likely.
         is_first_look, self._has_looked = not self._has_looked, True
-        for collection_id, number, inserted, revision in await cursor.fetchall():
-            sight = _Sight(inserted, revision)
+        for collection_id, number, inserted, deleted, revision in await cursor.fetchall():
+            sight = _Sight(inserted, deleted, revision)
             if self._settled.get(number) == sight:
                 continue
             before = self._seen.get(number)
@@ -135,10 +139,10 @@ class Indexer:
     async def _try(self, connection: Connection, collection_id: UUID, number: int, *, growing: bool) -> bool:
         """Build what one collection lacks; whether nothing is left to do. What goes wrong there holds up no other one."""
         # Deleted meanwhile: nothing to do.
-        with suppress(psycopg.errors.UndefinedTable, NotFoundError):
+        with suppress(*_GONE):
             try:
                 done = await self._advance(connection, collection_id, growing=growing)
-            except (psycopg.errors.UndefinedTable, NotFoundError):
+            except _GONE:
                 raise
             except psycopg.errors.QueryCanceled:
                 # By someone who deletes the collection; should that fail, half an index is left.
@@ -217,16 +221,19 @@ class Indexer:
         if number is None:
             return False
         kind = self._possible(collection)
+        watermark = segments.watermark(found)
+        rows, high = await _tail(connection, tables.embeddings(number), watermark)
+        due = kind is not None and rows >= self._settings.index_minimum_rows
+        await tails.note(connection, collection.id, rows, watermark, due=due)
         if kind is None:
             if found:
                 await builds.drop_segments(connection, collection)
             return bool(found)
         others = [part for part in found if Kind(part.kind, part.quantisation, part.options) != kind]
-        rows, high = await _tail(connection, tables.embeddings(number), segments.watermark(found))
         if high is not None and rows >= enough:
             segment = Segment(segments.absorb(found, rows), high, "")
         elif others:
-            segment = Segment(others[0].low, segments.watermark(found), "")
+            segment = Segment(others[0].low, watermark, "")
         else:
             return False
         await self._use_cores(connection)
