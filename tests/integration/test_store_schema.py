@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgchroma.errors import ConfigurationError, DatabaseNotReadyError, DatabaseUnreachableError
-from pgchroma.store import Store, StoreSettings, bootstrap, builds, migrations, snapshot
+from pgchroma.store import Store, StoreSettings, bootstrap, builds, migrations, snapshot, tokens, watch
 from pgchroma.store.connection import Connection, conninfo
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Filter, Record, RecordBatch
 from support.postgres import Databases
@@ -263,3 +263,51 @@ async def test_a_database_of_many_collections_is_deleted_in_portions(databases: 
             await store.reset()
             assert await store.list_collections() == []
             require_whole(url)
+
+
+async def test_the_servers_role_hears_of_a_revoked_token_without_looking(
+    owned_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By itself it would look no more within this test.
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(watch, "TRUST_SECONDS", 600.0)
+    await migrations.upgrade(as_role(owned_url, OWNER), app_role=APP, monitor_role=MONITOR)
+    async with (
+        await Store.open(as_role(owned_url, OWNER)) as owner,
+        await Store.open(as_role(owned_url, APP)) as store,
+    ):
+        await owner.tokens.create("first", "operator")
+        await owner.tokens.create("second", "operator")
+        mine = store.watch(with_tokens=True)
+        task = asyncio.create_task(mine.run())
+
+        async def names() -> set[str]:
+            return {token.name for token in mine.tokens().values()}
+
+        async def knows_both() -> bool:
+            return mine.token_count == 2
+
+        async def has_forgotten_first() -> bool:
+            return await names() == {"second"}
+
+        async def has_forgotten_all() -> bool:
+            return await names() == set()
+
+        await eventually("the first look", knows_both)
+        # A question from a request in between leaves it listening.
+        assert await mine.ask(tokens.version) > 0
+        await owner.tokens.revoke("first")
+        await eventually("the notice", has_forgotten_first, seconds=10)
+        which = "SELECT pid FROM pg_stat_activity WHERE application_name = 'pgchroma watch' AND datname = current_database()"
+        ((before,),) = execute(owned_url, which)
+        execute(owned_url, "SELECT pg_terminate_backend(%(pid)s)", {"pid": before})
+
+        async def connected_again() -> bool:
+            return any(pid != before for (pid,) in execute(owned_url, which))
+
+        await eventually("a new connection, as the old one was seen to end", connected_again, seconds=10)
+        await owner.tokens.revoke("second")
+        await eventually("the notice over the new connection", has_forgotten_all, seconds=10)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

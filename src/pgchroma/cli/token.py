@@ -20,6 +20,7 @@ from pgchroma.errors import ConfigurationError
 from pgchroma.output import Format
 from pgchroma.store import Store, StoreSettings
 from pgchroma.store.tokens import SCOPES, UNBOUND, Scope, TokenEntry
+from pgchroma.store.watch import LOOK_SECONDS
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT
 
 Result = TypeVar("Result")
@@ -59,7 +60,7 @@ def token() -> None:
 
     A token belongs to one tenant and reaches all of its databases or those given. Scopes: read; write (records and collections,
     too); admin (databases, too); operator (everything in every tenant: creates tenants, resets); monitor (only /metrics).
-    A running server knows a new token at once and refuses a revoked one within a second.
+    A running server knows a new token at once and refuses a revoked one at once.
     """
 
 
@@ -164,8 +165,13 @@ def list_tokens(
 def revoke(
     name_or_id: str, database_url: str | None, database_password_file: Path | None, fmt: Format
 ) -> None:
-    """Revoke a token, by its name or id. Servers refuse it within a second, at the latest after five."""
+    """Revoke a token, by its name or id; returns when servers refuse it.
+
+    A server that is cut off from PostgreSQL refuses it after five seconds at the latest.
+    """
     entry = _with_store(database_url, database_password_file, lambda store: store.tokens.revoke(name_or_id))
+    # They are told at once; where something between them and PostgreSQL keeps that back, they have looked by then.
+    time.sleep(LOOK_SECONDS)
     line = f"revoked {entry.name} ({entry.id})"
     output.emit(_shown(entry), fmt, lambda console: console.print(Text(line)))
 

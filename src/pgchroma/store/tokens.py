@@ -31,6 +31,8 @@ _ID_ALPHABET = string.ascii_letters + string.digits
 _ID_LENGTH = 12
 _SECRET_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
+# The channel on which the database tells that a token changed.
+CHANNEL = "pgchroma_tokens"
 # Compared with when there is no such token, so that both cases take the same steps.
 _NOBODYS_DIGEST = bytes(32)
 
@@ -98,6 +100,15 @@ async def version(connection: Connection) -> int:
     cursor = await connection.execute("SELECT version FROM pgchroma.token_version")
     row = await cursor.fetchone()
     return int(row[0]) if row else 0
+
+
+async def listen(connection: Connection) -> bool:
+    """Have PostgreSQL tell the connection whenever a token changes; False where it cannot, as a standby."""
+    try:
+        await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
+    except psycopg.errors.ReadOnlySqlTransaction:
+        return False
+    return True
 
 
 async def load(connection: Connection) -> dict[str, Token]:

@@ -6,6 +6,7 @@ Readiness and the figures for monitoring are asked over it, so that neither wait
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
@@ -22,7 +23,8 @@ logger = logging.getLogger("pgchroma.store")
 
 Result = TypeVar("Result")
 
-# How often it looks by itself; a token that was revoked is refused after this at the latest while PostgreSQL answers.
+# How often it looks by itself; a token that was revoked is refused after this at the latest while PostgreSQL answers, and within a
+# tenth of it where PostgreSQL can tell the connection.
 LOOK_SECONDS = 1.0
 # Looks that requests ask for come no faster than this: wrong tokens in masses cost PostgreSQL ten small queries a second.
 _LEAST_PAUSE_SECONDS = 0.1
@@ -43,6 +45,7 @@ class Watch:
         self._conninfo = conninfo
         self._with_tokens = with_tokens
         self._connection: Connection | None = None
+        self._ear: int | None = None
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
@@ -105,16 +108,24 @@ class Watch:
     async def _connected(self) -> AsyncIterator[Connection]:
         try:
             if self._connection is None or self._connection.closed:
-                self._connection = None
+                await self._drop()
                 self._version = None
                 self._connection = await Connection.connect(
                     self._conninfo, autocommit=True, application_name="pgchroma watch"
                 )
+                # Before the tokens are read, so that no change falls in between.
+                if self._with_tokens and not await tokens.listen(self._connection):
+                    logger.info("PostgreSQL is a standby, which does not tell when a token changes")
+                self._connection.add_notify_handler(lambda _notice: self._wake.set())
+            self._stop_hearing()
             yield self._connection
+            self._hear(self._connection)
         except psycopg.Error as error:
             # A refused statement leaves the connection as it was.
-            if isinstance(error, psycopg.OperationalError):
+            if isinstance(error, psycopg.OperationalError) or self._connection is None:
                 await self._drop()
+            else:
+                self._hear(self._connection)
             raise
         except BaseException:
             # Half-way through a statement; the next look needs a connection without a past.
@@ -123,8 +134,37 @@ class Watch:
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        self._stop_hearing()
+        if self._ear is not None:
+            os.close(self._ear)
+            self._ear = None
         if connection is not None:
             await connection.close()
+
+    def _hear(self, connection: Connection) -> None:
+        """Look as soon as PostgreSQL says something unasked while the connection lies idle: a token changed, or it goes away."""
+        if self._take_notices(connection):
+            if self._ear is None:
+                # A descriptor of its own: libpq closes its one when PostgreSQL goes away.
+                self._ear = os.dup(connection.fileno())
+            asyncio.get_running_loop().add_reader(self._ear, self._take_notices, connection)
+
+    def _stop_hearing(self) -> None:
+        # Psycopg waits at the same socket while it works.
+        if self._ear is not None:
+            asyncio.get_running_loop().remove_reader(self._ear)
+
+    def _take_notices(self, connection: Connection) -> bool:
+        """Take what PostgreSQL sent; whether the connection is still there."""
+        try:
+            connection.pgconn.consume_input()
+            while connection.pgconn.notifies():
+                self._wake.set()
+        except psycopg.OperationalError:
+            self._stop_hearing()
+            self._wake.set()
+            return False
+        return True
 
     def _note(self, *, is_down: bool) -> None:
         if is_down != self.is_down:
