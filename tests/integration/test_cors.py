@@ -18,7 +18,7 @@ def server(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -
     """A server that asks for tokens and lets in pages of two origins."""
     environment = {
         "PGCHROMA_AUTH": "token",
-        "PGCHROMA_CORS_ALLOW_ORIGINS": f"{PAGE}, http://localhost:5173",
+        "CHROMA_SERVER_CORS_ALLOW_ORIGINS": f'["{PAGE}", "http://localhost:5173"]',
     }
     with running_server(
         module_database_url, tmp_path_factory.mktemp("cors"), workers=1, environment=environment

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pgchroma.errors import ConfigurationError
+from pgchroma.server.cors import origins_of
 from pgchroma.server.settings import RULES, ServerSettings, is_loopback, unknown_variables
 
 URL = {"PGCHROMA_DATABASE_URL": "postgresql:///pgchroma"}
@@ -67,6 +68,21 @@ def test_a_wrong_value_is_named_with_what_is_allowed(variable: str, value: str) 
 def test_what_no_browser_sends_as_its_origin_is_refused(value: str) -> None:
     with pytest.raises(ConfigurationError, match=r"PGCHROMA_CORS_ALLOW_ORIGINS.* is not an origin"):
         ServerSettings.load({**URL, "PGCHROMA_CORS_ALLOW_ORIGINS": f"http://localhost:5173, {value}"})
+
+
+@pytest.mark.parametrize("variable", ["PGCHROMA_CORS_ALLOW_ORIGINS", "CHROMA_SERVER_CORS_ALLOW_ORIGINS"])
+def test_origins_are_taken_as_chroma_writes_them(variable: str) -> None:
+    for text, expected in (
+        ('["*"]', ("*",)),
+        ('["http://localhost:5173", "https://a.org"]', ("http://localhost:5173", "https://a.org")),
+        ("[]", ()),
+        ("http://localhost:5173,https://a.org", ("http://localhost:5173", "https://a.org")),
+    ):
+        settings = ServerSettings.load({**URL, variable: text})
+        assert origins_of(settings.cors_allow_origins, variable) == expected
+    for text in ('["*"', '{"a": 1}', "[1]"):
+        with pytest.raises(ConfigurationError, match="CORS_ALLOW_ORIGINS"):
+            ServerSettings.load({**URL, variable: text})
 
 
 def test_an_option_is_checked_like_a_variable() -> None:

@@ -7,6 +7,8 @@ libraries for it are parts of frameworks.
 import re
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
+
 from pgchroma.errors import ConfigurationError
 from pgchroma.server.http import Headers, Message, Receive, Scope, Send
 
@@ -17,12 +19,12 @@ _EXPOSED = b"x-request-id, chroma-trace-id"
 
 
 def origins_of(text: str, variable: str) -> tuple[str, ...]:
-    """Return the origins of a setting, separated by commas; `*` stands for all.
+    """Return the origins of a setting, separated by commas or, as Chroma's setting has them, a JSON list; `*` stands for all.
 
     Raises:
         ConfigurationError: for what is no origin, which a browser would never send.
     """
-    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    found = tuple(part.strip() for part in _parts(text, variable) if part.strip())
     for origin in found:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise ConfigurationError(
@@ -30,6 +32,18 @@ def origins_of(text: str, variable: str) -> tuple[str, ...]:
                 hint="write scheme://host or scheme://host:port without a path, several separated by commas, or * for all",
             )
     return found
+
+
+def _parts(text: str, variable: str) -> list[str]:
+    if not text.lstrip().startswith("["):
+        return text.split(",")
+    try:
+        return msgspec.json.decode(text, type=list[str])
+    except msgspec.MsgspecError as error:
+        raise ConfigurationError(
+            f"{variable}={text} is not a list of origins",
+            hint='write ["https://app.example.org"], or ["*"] for all',
+        ) from error
 
 
 class CrossOrigin:

@@ -72,7 +72,8 @@ RULES: dict[str, Rules] = {
     ),
     "allow_unauthenticated": Rules("listen on other than loopback addresses although auth is off"),
     "cors_allow_origins": Rules(
-        "origins whose pages may call the server from a browser, separated by commas; * for all, empty for none"
+        "origins whose pages may call the server from a browser, separated by commas or as a JSON list; * for all, empty for none",
+        alias="CHROMA_SERVER_CORS_ALLOW_ORIGINS",
     ),
     "allow_reset": Rules("let POST /api/v2/reset delete everything in the database", alias="ALLOW_RESET"),
     "indexer": Rules("build vector indexes in the background"),
