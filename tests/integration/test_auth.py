@@ -377,7 +377,14 @@ class TestChromasClient:
 
 def test_auth_off_lets_everyone_in_and_says_so(database_url: str, tmp_path: Path) -> None:
     with running_server(database_url, tmp_path, workers=1, environment={"PGCHROMA_AUTH": "off"}) as server:
-        assert Api(server.port)("GET", COLLECTIONS, headers={})[0] == 200
+        api = Api(server.port)
+        assert api("GET", COLLECTIONS, headers={})[0] == 200
+        status, made, _ = api("POST", COLLECTIONS, {"name": "here"})
+        assert status == 200
+        # Confined to the database of the path all the same.
+        elsewhere = COLLECTIONS.replace("default_tenant", "other")
+        assert api("GET", f"{COLLECTIONS}/{made['id']}/count")[:2] == (200, 0)
+        assert api("GET", f"{elsewhere}/{made['id']}/count")[0] == 404
         log = server.log.read_text()
     assert '"level":"warning"' in log
     assert "PGCHROMA_AUTH=off: everyone who can reach" in log

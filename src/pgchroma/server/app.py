@@ -76,9 +76,9 @@ class Application:
             async with asyncio.timeout(self._seconds) as request.deadline:
                 if self._guard is not None and route.scope != "open":
                     request.token = await self._guard.admit(route.scope, request)
-                    if "collection" in params:
-                        # An id says nothing of the database that its collection is in; the store looks.
-                        bounds.confine(params["tenant"], params["database"])
+                if "collection" in params:
+                    # An id says nothing of the database that its collection is in; the store looks.
+                    bounds.confine(params["tenant"], params["database"])
                 response = await route.handler(self._context, request)
             scope["body_bytes"] = request.body_bytes
         except asyncio.CancelledError:
