@@ -21,4 +21,4 @@ clients: npm-client ## Run a round trip of each other client: npm chromadb, lang
 
 .PHONY: model
 model: venv ## Compare the server with a model in memory over many random sequences: make model EXAMPLES=2000
-	PGCHROMA_MODEL_EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/pytest tests/integration/test_http_model.py
+	PGCHROMA_MODEL_EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/pytest tests/integration/test_http_model.py tests/integration/test_http_indexed_model.py
