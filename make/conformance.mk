@@ -1,4 +1,4 @@
-# chromadb's own tests, from the installed wheel: tests/conformance.
+# chromadb's own tests, from the installed wheel, and round trips of other clients: tests/conformance.
 .PHONY: conformance
 conformance: venv ## Run chromadb's own tests against the server: make conformance FILES=test_api.py SERVER=chroma PART=node|beyond
 	PYTHONPATH=tests $(BIN)/python -m conformance.upstream --server $(or $(SERVER),pgchroma) $(addprefix --part=,$(PART)) $(FILES)
@@ -17,7 +17,7 @@ unit: npm-client
 
 .PHONY: clients
 clients: npm-client ## Run a round trip of each other client: npm chromadb, langchain, llama-index, asynchronous, cloud
-	$(BIN)/pytest tests/integration/test_real_clients.py
+	$(BIN)/pytest tests/conformance/test_real_clients.py
 
 .PHONY: model
 model: venv ## Compare the server with a model in memory over many random sequences: make model EXAMPLES=2000
