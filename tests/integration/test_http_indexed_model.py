@@ -124,10 +124,14 @@ class Indexed(Collection):
         self._filled = 0
         self.fill(1)
         self.settle()
-        # Queries from which the worker learns that sketches are worth it here.
-        held_before = self._held()
-        self.query((None, None, None), [embedding(5), embedding(6)], 10)
-        wait_for("the sketches to be read", lambda: self._held() > held_before)
+        before = self._held()
+
+        def is_held() -> bool:
+            # The worker reads them once it is asked, unless it reads those of another collection just then.
+            self.query(_NOTHING, [embedding(5)], 10)
+            return self._held() > before
+
+        wait_for("the sketches to be read", is_held)
 
     def fill(self, seed: int) -> None:
         """Add enough records for an index."""
