@@ -12,6 +12,8 @@ import pytest
 from pgchroma.errors import ConfigurationError, DatabaseUnreachableError
 from pgchroma.server import embedded
 from pgchroma.server.embedded import EmbeddedPostgres, temporary_postgres
+from support.server import PROGRAM
+from support.store import execute
 from support.waiting import wait_for
 
 
@@ -65,6 +67,31 @@ def test_postgresql_ends_with_the_process_that_started_it(tmp_path: Path) -> Non
     wait_for("PostgreSQL to end", lambda: not alive(int(pid)))
     # A killed process cannot tidy up; what it left is the test's to remove.
     subprocess.run(["rm", "-r", folder], check=True)
+
+
+def test_an_embedded_server_ends_at_once_whoever_was_killed_while_connected() -> None:
+    program = "import psycopg, sys; psycopg.connect(sys.argv[1]).execute('LOCK pgchroma.collections; SELECT pg_sleep(600)')"
+    command = [str(PROGRAM), "serve", "--embedded", "--auth", "off", "--port", "0", "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            database_url = next(
+                line.strip().partition("=")[2] for line in process.stdout if line.startswith("DATABASE_URL=")
+            )
+            # PostgreSQL goes on with the session of a client that is gone, and with its locks.
+            with subprocess.Popen([sys.executable, "-c", program, database_url]) as client:
+                wait_for(
+                    "the client to sleep",
+                    lambda: execute(
+                        database_url, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+                    ),
+                )
+                client.kill()
+            process.terminate()
+            # Half of what requests in flight would be granted; there are none.
+            assert process.wait(15) == 0
+        finally:
+            process.kill()
 
 
 def test_a_setting_postgresql_refuses_is_shown() -> None:
