@@ -124,23 +124,26 @@ def _ef_search(entry: Entry, count: int) -> int:
 
 
 def _is_anywhere(entry: Entry, embedding: Float32Matrix) -> bool:
-    """Whether every record is equally far: no index can help with a zero vector, and none may be asked."""
-    return entry.collection.space == "cosine" and not embedding.any()
+    """Whether every record is about equally far: a zero vector has no direction, so neither indexes nor sketches may be asked."""
+    # Where lengths differ, as in what has no sketches, it still has nearest records in l2.
+    return not embedding.any() and (entry.collection.space != "l2" or bool(entry.sketch))
 
 
 async def unfiltered(
     connection: Connection, entry: Entry, embedding: Float32Matrix, count: int, wanted: Wanted
 ) -> list[Row]:
     """Return the nearest of all records."""
+    if not count:
+        return []
     exactly = count > kinds.MAX_EF_SEARCH or _is_anywhere(entry, embedding)
     indexed = [] if exactly else entry.vectors
+    candidates = None
     if indexed and connection.sketches is not None:
         candidates = connection.sketches.candidates(entry, embedding, _configured(entry), count)
         if candidates is not None:
             rows = await _among(connection, entry, embedding, candidates, count, wanted)
             if rows is not None:
                 return rows
-            connection.sketches.forget(entry)
     key = ("query", wanted.include, count, bool(indexed))
     query = entry.statements.get(key)
     if query is None:
@@ -151,7 +154,11 @@ async def unfiltered(
         await _prepare_indexes(connection, entry, _ef_search(entry, count))
         quantisations = {segment.quantisation for segment in indexed}
         parameters |= kinds.parameters(quantisations, entry.collection.space, embedding)
-    return await connection.fetch(query, parameters)
+    rows = await connection.fetch(query, parameters)
+    if candidates is not None and rows:
+        # The entry is current, so it was deletions that left too few of the candidates.
+        connection.sketches.forget(entry)
+    return rows
 
 
 async def _among(
@@ -162,7 +169,7 @@ async def _among(
     count: int,
     wanted: Wanted,
 ) -> list[Row] | None:
-    """Return the nearest of candidates and tail; None where too many of the candidates have been deleted."""
+    """Return the nearest of candidates and tail; None where too many of the candidates are gone, or the entry is out of date."""
     key = ("among", wanted.include, count)
     query = entry.statements.get(key)
     if query is None:
@@ -184,6 +191,8 @@ async def filtered(
     wanted: Wanted,
 ) -> list[Row]:
     """Return the nearest of the records that a filter selects."""
+    if not count:
+        return []
     collection = entry.collection
     chosen = sql.SQL("{} AND {}").format(matching.chosen, sql.SQL(GUARD))
     parameters = {**matching.parameters, **entry.parameters, "q": embedding, "k": count}
