@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pgchroma.errors import NotFoundError
+from pgchroma.server.embedded import EmbeddedPostgres
 from pgchroma.store import Store, StoreSettings
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Filter, RecordBatch
 from support.store import (
@@ -74,6 +75,36 @@ async def test_writers_of_the_same_ids_in_tasks_and_processes(store: Store, modu
     keys = (await store.get_collection_by_id(collection.id)).schema["keys"]
     assert {key for _, _, metadata, _ in found.values() for key in metadata} <= set(keys)
     require_whole(module_database_url)
+
+
+async def test_writers_of_the_same_ids_who_all_bring_something_new_never_deadlock(
+    database_url: str, postgres: EmbeddedPostgres
+) -> None:
+    before = postgres.log.read_text(errors="replace").count("deadlock detected")
+    async with await Store.open(database_url) as store:
+        # A collection in which lengths matter, and are noted.
+        collection = await make(store, space="ip")
+        unit = np.eye(2, 128, dtype=np.float32)
+        await store.upsert(collection.id, RecordBatch(["a", "b"], unit))
+
+        async def write(kind: str, writer: int) -> None:
+            for number in range(6):
+                metadatas = [{f"{kind}-{writer}-{number}": 1}] * 2
+                embeddings = unit if kind == "update" else (1 + number) * unit
+                await getattr(store, kind)(
+                    collection.id, RecordBatch(["b", "a"], embeddings, None, metadatas)
+                )
+
+        await asyncio.gather(
+            *(write(kind, writer) for kind in ("add", "upsert", "update") for writer in range(3))
+        )
+        found = await contents(store, collection)
+        for _, _, metadata, _ in found.values():
+            assert len(metadata) == 36
+        keys = (await store.get_collection_by_id(collection.id)).schema["keys"]
+        assert set(found["a"][2]) <= set(keys)
+        assert not (await store.get_collection_by_id(collection.id)).unit_length
+    assert postgres.log.read_text(errors="replace").count("deadlock detected") == before
 
 
 async def test_a_reader_sees_every_write_whole_or_not_at_all(store: Store) -> None:
