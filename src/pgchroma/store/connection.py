@@ -99,6 +99,8 @@ class Connection(AsyncConnection[Row]):
         self.knows_vector = False
         # The process's, see held.py; None where it holds none.
         self.sketches: Any = None
+        # For the regular expressions of a request, at most; see patterns.py.
+        self.regex_seconds = 0.0
         self._statements = wire.Prepared()
         self.add_notice_handler(self._remember)
 
@@ -137,6 +139,7 @@ class StoreSettings:
         index_minimum_rows: a tail shorter than this gets no vector index.
         indexer_interval_seconds: pause between two looks at what needs an index.
         sketch_memory_mb: for sketches that a process holds, at most; 0 for none.
+        regex_timeout_seconds: for running the regular expressions of one request, at most; 0 for no limit.
     """
 
     pool_size: int = 8
@@ -148,6 +151,7 @@ class StoreSettings:
     index_minimum_rows: int = 2_000
     indexer_interval_seconds: float = 2.0
     sketch_memory_mb: int = 128
+    regex_timeout_seconds: float = 30.0
     application_name: str = "pgchroma"
 
 
@@ -261,6 +265,7 @@ class Database:
                     # It may be older than the extension.
                     await _configure(connection)
                 connection.sketches = self.sketches
+                connection.regex_seconds = self.settings.regex_timeout_seconds
                 yield connection
         finally:
             await self._pool.putconn(connection)

@@ -174,22 +174,24 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
     condition, parameters, compiler = await reads.condition(connection, collection, selection)
     if collection.table_number is None:
         return 0
+    patterns = compiler.patterns
     victims = sql.SQL("SELECT seq FROM {} AS record WHERE {} ORDER BY seq LIMIT {}").format(
         inserts.records(collection), condition, sql.Literal(selection.limit)
     )
     query = sql.SQL(
         "SELECT record.seq, record.vseq, {} FROM {} AS record WHERE {}{} ORDER BY record.id FOR UPDATE"
     ).format(
-        sql.SQL("record.document" if compiler.patterns else "NULL"),
+        sql.SQL("record.document" if patterns.compiled else "NULL"),
         inserts.records(collection),
         condition,
         sql.SQL("") if selection.limit is None else sql.SQL(" AND record.seq IN ({})").format(victims),
     )
     cursor = await connection.execute(query, parameters)
     rows = await cursor.fetchall()
-    for seq, _, document in rows:
+    if patterns.compiled:
         # PostgreSQL has looked again at what changed while this waited for its lock, but cannot do so for a pattern.
-        if not compiler.still_holds(seq, None if document is None else text.decode(document)):
+        found = [(seq, document) for seq, _, document in rows]
+        if not await patterns.run(lambda: patterns.still_hold(found), at_once=patterns.is_quick(found)):
             raise psycopg.errors.SerializationFailure("a document changed after it was searched")
     if rows:
         # Separate statements: they must see what other transactions committed while this one waited for the locks.
