@@ -144,20 +144,41 @@ async def _drop_collections(
     connection: Connection, condition: LiteralString, parameters: Mapping[str, object]
 ) -> int:
     """Delete collections with their tables and return how many they were."""
-    # RETURNING waits for writers and so knows of tables that they created until now.
     cursor = await connection.execute(
-        sql.SQL("DELETE FROM pgchroma.collections WHERE {} RETURNING table_number").format(
-            sql.SQL(condition)
-        ),
+        sql.SQL("SELECT id, table_number FROM pgchroma.collections WHERE {}").format(sql.SQL(condition)),
         parameters,
     )
+    found = await cursor.fetchall()
+    known = [number for _, number in found if number is not None]
+    # First the tables, then the collection's row: the order in which writers take them.
+    await _lock_tables(connection, known)
+    # RETURNING waits for writers and so knows of tables that they created until now.
+    cursor = await connection.execute(
+        "DELETE FROM pgchroma.collections WHERE id = ANY(%s) RETURNING table_number",
+        [[row[0] for row in found]],
+    )
     numbers = [row[0] for row in await cursor.fetchall()]
+    if not set(numbers) <= {None, *known}:
+        raise psycopg.errors.SerializationFailure(
+            "a collection that is to be deleted got its tables meanwhile"
+        )
     for number in numbers:
         if number is not None:
-            # It may take minutes to come to its end, and would keep the tables locked until then.
-            await connection.execute(tables.cancel_builds(number))
             await connection.execute(tables.drop(number))
     return len(numbers)
+
+
+async def _lock_tables(connection: Connection, numbers: Sequence[int]) -> None:
+    """Lock the tables of collections against everybody else."""
+    # The records first, and alone: who holds another table of a collection and waits for this one would wait for ever.
+    for prefixes in (("r",), ("v", "s")):
+        if not numbers:
+            return
+        # It may take minutes to come to its end, and would be waited for.
+        await connection.execute(tables.cancel_builds(numbers))
+        names = await (await connection.execute(tables.existing(numbers, prefixes))).fetchall()
+        if names:
+            await connection.execute(tables.lock([name for (name,) in names]))
 
 
 async def ensure_database(connection: Connection, tenant: str, name: str) -> None:
@@ -364,12 +385,16 @@ async def reset(connection: Connection) -> None:
 
 async def fix_dimension(connection: Connection, collection: Collection, dimension: int) -> Collection:
     """Give a collection that has none its dimension and its tables; whoever comes second gets the first one's."""
-    cursor = await connection.execute(
-        "UPDATE pgchroma.collections SET dimension = %s, table_number = nextval('pgchroma.table_numbers'), sketch = %s "
-        "WHERE id = %s AND dimension IS NULL RETURNING table_number",
-        [dimension, sketches.levels(dimension), collection.id],
-    )
-    row = await cursor.fetchone()
+    async with connection.transaction():
+        cursor = await connection.execute(
+            "UPDATE pgchroma.collections SET dimension = %s, table_number = nextval('pgchroma.table_numbers'), sketch = %s "
+            "WHERE id = %s AND dimension IS NULL RETURNING table_number",
+            [dimension, sketches.levels(dimension), collection.id],
+        )
+        row = await cursor.fetchone()
+        if row is None:
+            # Whoever waited for the first has the collection's row locked all the same, which in other writes is the last thing to be.
+            raise psycopg.Rollback
     if row:
         await create_tables(connection, row[0], dimension, collection)
     return await get_collection_by_id(connection, collection.id)

@@ -39,6 +39,8 @@ Result = TypeVar("Result")
 # A write that lost a race (deadlock, serialization, unique id) is run again this often before the client hears of it.
 MAX_ATTEMPTS = 15
 _LONGEST_PAUSE_SECONDS = 0.25
+# A read that met a deletion or an exchange of tables is run this often; each time it looks the collection up anew.
+MAX_READS = 5
 # A request that waits for a connection hears this often whether PostgreSQL is known to be away.
 _WAIT_SECONDS = 1.0
 # With PostgreSQL known to be away a request waits no longer than a connection that is there after all takes to be handed out.
@@ -55,8 +57,14 @@ _RACES = (
     # "tuple concurrently updated", "could not open relation": tables dropped while an index of theirs is built.
     psycopg.errors.InternalError_,
 )
-# A read meets only these: what it looks at was dropped under it.
-_VANISHED = (psycopg.errors.UndefinedTable, psycopg.errors.InternalError_)
+# A read meets only these: what it looks at was dropped under it, or whoever drops it waits for it in turn.
+_VANISHED = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InternalError_,
+    psycopg.errors.DeadlockDetected,
+)
+# How PostgreSQL's messages name a table of a collection, see tables.py.
+_TABLES = '"pgchroma_data.'
 _UNPREPARED = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.InvalidSchemaName,
@@ -210,8 +218,13 @@ def unreachable(error: BaseException) -> DatabaseUnreachableError:
 
 
 def unprepared(error: BaseException) -> DatabaseNotReadyError:
-    """Return the error that stands for a missing catalog or missing rights on it."""
+    """Return the error that stands for a missing catalog or missing rights on it, or for a collection without its tables."""
     reason = str(error).strip().partition("\n")[0]
+    if isinstance(error, psycopg.errors.UndefinedTable) and _TABLES in reason:
+        return DatabaseNotReadyError(
+            f"the tables of a collection are not there: {reason}",
+            hint="ask again; if it stays so, look at the database with `pgchroma verify`",
+        )
     return DatabaseNotReadyError(
         f"the database is not prepared: {reason}", hint="run `pgchroma db upgrade` as the owner"
     )
@@ -320,15 +333,19 @@ class Database:
         )
 
     async def read(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
-        """Run `work`, which only reads, and once more when the connection or a collection's tables were lost under it."""
-        for attempt in (1, 2):
+        """Run `work`, which only reads, and again when the connection, once, or a collection's tables were lost under it."""
+        for attempt in range(1, MAX_READS + 1):
             try:
                 async with self.connection() as connection:
                     return await work(connection)
             except _HOPELESS as error:
                 raise self._explained(error) from error
-            except (psycopg.OperationalError, *_VANISHED) as error:
-                if attempt == 2:
+            except _VANISHED as error:
+                if attempt == MAX_READS:
+                    raise self._explained(error) from error
+                logger.info("repeating a read: %s", error)
+            except psycopg.OperationalError as error:
+                if attempt > 1:
                     raise self._explained(error) from error
                 logger.info("repeating a read: %s", error)
         raise AssertionError("unreachable: the last attempt returns or raises")

@@ -362,7 +362,7 @@ async def drop_one_replaced(connection: Connection) -> bool:
     row = await cursor.fetchone()
     if row is None:
         return False
-    await connection.execute(tables.cancel_builds(row[0]))
+    await connection.execute(tables.cancel_builds(row))
     await connection.execute(tables.drop(row[0]))
     return True
 

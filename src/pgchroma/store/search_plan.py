@@ -79,7 +79,7 @@ def _statement(
     assert number is not None  # noqa: S101 - callers checked it
     return (
         sql.SQL(
-            "SELECT {columns}{distance}{counts} FROM ({found}) AS near JOIN {records} AS record ON record.seq = near.record_seq {join} "
+            "SELECT {columns}{distance}{counts} FROM {records} AS record JOIN ({found}) AS near ON record.seq = near.record_seq {join} "
             "WHERE {guard} ORDER BY near.distance, record.seq"
         )
         .format(

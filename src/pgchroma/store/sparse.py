@@ -242,7 +242,7 @@ async def nearest(
         query = await _weighed(connection, number, query)
     terms, bound = _distance(query)
     statement = sql.SQL(
-        "SELECT sparse.record_seq, 1 + ({terms}) AS distance FROM {sparse} AS sparse JOIN {records} AS record "
+        "SELECT sparse.record_seq, 1 + ({terms}) AS distance FROM {records} AS record JOIN {sparse} AS sparse "
         "ON record.seq = sparse.record_seq WHERE sparse.dims && %(sparse_dims)s::bigint[] AND ({condition}) "
         "ORDER BY distance, sparse.record_seq LIMIT %(sparse_k)s"
     ).format(terms=terms, sparse=table(number), records=tables.records(number), condition=condition)
