@@ -14,7 +14,6 @@ import numpy as np
 import psycopg
 from pgvector.psycopg import register_vector_async
 from psycopg import AsyncConnection
-from psycopg._preparing import PrepareManager
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import Diagnostic
 from psycopg.pq.abc import PGconn
@@ -25,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRe
 from pgchroma.errors import (
     BusyError,
     ConfigurationError,
+    ContentionError,
     DatabaseNotReadyError,
     DatabaseUnreachableError,
     InvalidArgumentError,
@@ -78,26 +78,12 @@ _HOPELESS = (
 )
 
 
-class _OwnStatements(PrepareManager):
-    """Deallocates what psycopg prepared, one by one.
-
-    After a ROLLBACK, DROP or ALTER psycopg would deallocate everything, what `wire` has prepared included.
-    """
-
-    def clear(self) -> bool:
-        names = list(self._names.values())
-        self._counts.clear()
-        self._names.clear()
-        self._to_flush.extend(names)
-        return bool(names)
-
-
 class Connection(AsyncConnection[Row]):
     """A connection that remembers the warnings PostgreSQL sent; see `Database.write`."""
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Row] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self._prepared: PrepareManager = _OwnStatements()
+        self._prepared = wire.OwnStatements()
         # SQLSTATEs only: psycopg frees what a Diagnostic refers to as soon as its handler returns.
         self.warnings: list[str | None] = []
         # Settings that queries change, as they are now.
@@ -209,6 +195,11 @@ def _is_alive(connection: Connection) -> bool:
     return True
 
 
+def _reason(error: BaseException) -> str:
+    """Return what PostgreSQL says, without the further lines, which may quote ids."""
+    return str(error).strip().partition("\n")[0]
+
+
 def unreachable(error: BaseException) -> DatabaseUnreachableError:
     """Return the error that stands for a lost or refused connection."""
     return DatabaseUnreachableError(
@@ -219,8 +210,8 @@ def unreachable(error: BaseException) -> DatabaseUnreachableError:
 
 def unprepared(error: BaseException) -> DatabaseNotReadyError:
     """Return the error that stands for a missing catalog or missing rights on it, or for a collection without its tables."""
-    reason = str(error).strip().partition("\n")[0]
-    if isinstance(error, psycopg.errors.UndefinedTable) and _TABLES in reason:
+    reason = _reason(error)
+    if _TABLES in reason and isinstance(error, psycopg.errors.UndefinedTable):
         return DatabaseNotReadyError(
             f"the tables of a collection are not there: {reason}",
             hint="ask again; if it stays so, look at the database with `pgchroma verify`",
@@ -343,11 +334,11 @@ class Database:
             except _VANISHED as error:
                 if attempt == MAX_READS:
                     raise self._explained(error) from error
-                logger.info("repeating a read: %s", error)
+                logger.info("repeating a read: %s", _reason(error))
             except psycopg.OperationalError as error:
                 if attempt > 1:
                     raise self._explained(error) from error
-                logger.info("repeating a read: %s", error)
+                logger.info("repeating a read: %s", _reason(error))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def write(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
@@ -368,8 +359,8 @@ class Database:
                     return result
             except _RACES as error:
                 if attempt == MAX_ATTEMPTS:
-                    raise self._explained(error) from error
-                logger.debug("write lost a race, attempt %d: %s", attempt, error)
+                    raise self._lost(error) from error
+                logger.debug("write lost a race, attempt %d: %s", attempt, _reason(error))
                 pause = min(0.001 * 2**attempt, _LONGEST_PAUSE_SECONDS)
                 await asyncio.sleep(pause * np.random.default_rng().random())
             except _HOPELESS as error:
@@ -379,6 +370,14 @@ class Database:
                     raise self._explained(error) from error
                 logger.info("repeating a write after a connection lost before its commit: %s", error)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _lost(self, error: psycopg.Error) -> Exception:
+        if isinstance(error, psycopg.errors.UndefinedTable):
+            return unprepared(error)
+        return ContentionError(
+            f"others wrote to the same at the same time, {MAX_ATTEMPTS} times in a row: {_reason(error)}",
+            hint="write again, with fewer writers to the same records",
+        )
 
     def _explained(self, error: psycopg.Error) -> Exception:
         if isinstance(error, psycopg.errors.QueryCanceled):

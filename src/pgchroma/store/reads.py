@@ -30,9 +30,14 @@ async def one_snapshot(connection: Connection, selection: Filter) -> AsyncIterat
     if not has_pattern(selection.where, selection.where_document):
         yield
         return
-    async with connection.transaction():
-        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        yield
+    try:
+        async with connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            yield
+    except BaseException:
+        # Whatever was SET in the transaction has been taken back with it.
+        connection.settings.clear()
+        raise
 
 
 async def condition(

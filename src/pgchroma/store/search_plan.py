@@ -1,5 +1,6 @@
 """Runs the statements of nearest.py: which one a query needs, with which settings, and which to try next when one found too little."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
@@ -8,7 +9,7 @@ import numpy as np
 from pgvector import Bit
 from psycopg import sql
 
-from pgchroma.store import kinds, nearest, sketches, tables
+from pgchroma.store import kinds, nearest, sketches, tables, wire
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.entries import GUARD, Entry
 from pgchroma.store.shortlist import Seqs
@@ -196,7 +197,7 @@ async def filtered(
     collection = entry.collection
     chosen = sql.SQL("{} AND {}").format(matching.chosen, sql.SQL(GUARD))
     parameters = {**matching.parameters, **entry.parameters, "q": embedding, "k": count}
-    shape = (wanted.include, count, chosen.as_bytes(connection))
+    shape = (wanted.include, count, _digest(chosen.as_bytes(connection)))
     rows = await _matching_among(connection, entry, embedding, count, chosen, shape, parameters, wanted)
     if rows is not None:
         return rows
@@ -217,7 +218,7 @@ async def filtered(
             parameters["compared"] = max(least + more, per_result * count)
             by_sketch = True
     # Texts of statements are dear to make; filters of the same shape have the same.
-    key = (by_sketch, *shape, matching.source.as_bytes(connection))
+    key = (by_sketch, *shape, _digest(matching.source.as_bytes(connection)))
     query = entry.statements.get(key)
     if query is None:
         choose = nearest.sketched if by_sketch else nearest.exact
@@ -226,7 +227,14 @@ async def filtered(
     return await connection.fetch(query, parameters, prepare=False)
 
 
+def _digest(text: bytes) -> bytes:
+    """Return what stands for a text in keys that are kept by the thousand."""
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
 def _remember(entry: Entry, key: object, query: bytes) -> None:
+    if not wire.is_lasting(query):
+        return
     if len(entry.statements) >= _MOST_STATEMENTS:
         entry.statements.clear()
     entry.statements[key] = query
@@ -287,7 +295,7 @@ async def _by_memory(
     memory = connection.sketches
     if memory is None or _is_anywhere(entry, embedding) or not memory.holds(entry):
         return None
-    numbered = ("numbers", matching.source.as_bytes(connection), shape)
+    numbered = ("numbers", _digest(matching.source.as_bytes(connection)), shape)
     values = repr(matching.parameters)
     noted = (entry.identity, entry.revision, numbered, values) if len(values) <= _LONGEST_VALUES else None
     # What matched in this very snapshot still does: nothing at all has been written since.

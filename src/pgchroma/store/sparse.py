@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError
-from pgchroma.store import configuration, tables, vectors
+from pgchroma.store import configuration, tables, vectors, wire
 from pgchroma.store.connection import Connection
 from pgchroma.types import Collection
 
@@ -247,7 +247,8 @@ async def nearest(
         "ORDER BY distance, sparse.record_seq LIMIT %(sparse_k)s"
     ).format(terms=terms, sparse=table(number), records=tables.records(number), condition=condition)
     bound |= {"sparse_dims": query.indices.tolist(), "sparse_k": k}
-    cursor = await connection.execute(statement, {**parameters, **bound})
+    kept = None if wire.is_lasting(statement.as_bytes(connection)) else False
+    cursor = await connection.execute(statement, {**parameters, **bound}, prepare=kept)
     return [(int(seq), float(distance)) for seq, distance in await cursor.fetchall()]
 
 

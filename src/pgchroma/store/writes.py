@@ -26,6 +26,7 @@ from pgchroma.store import (
     sparse,
     text,
     vectors,
+    wire,
 )
 from pgchroma.store.connection import Connection
 from pgchroma.store.inserts import Change
@@ -186,7 +187,9 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
         condition,
         sql.SQL("") if selection.limit is None else sql.SQL(" AND record.seq IN ({})").format(victims),
     )
-    cursor = await connection.execute(query, parameters)
+    # Of long texts, as filters of many conditions make them, psycopg is to keep none.
+    kept = None if wire.is_lasting(query.as_bytes(connection)) else False
+    cursor = await connection.execute(query, parameters, prepare=kept)
     rows = await cursor.fetchall()
     if patterns.compiled:
         # PostgreSQL has looked again at what changed while this waited for its lock, but cannot do so for a pattern.
