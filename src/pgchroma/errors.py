@@ -36,6 +36,10 @@ class BusyError(DatabaseUnreachableError):
     """Every connection of the process is in use, and none became free in time."""
 
 
+class ContentionError(DatabaseUnreachableError):
+    """A write lost to others every time that it was tried."""
+
+
 class DatabaseNotReadyError(PgchromaError):
     """PostgreSQL answers, but schema, extension or version are not as needed."""
 

@@ -30,6 +30,8 @@ LIMITS = {
     "PGCHROMA_MAX_QUERIES": "3",
     "PGCHROMA_MAX_WHERE_DEPTH": "6",
     "PGCHROMA_MAX_WHERE_CONDITIONS": "5",
+    "PGCHROMA_MAX_REGEX_LENGTH": "30",
+    "PGCHROMA_REGEX_TIMEOUT_SECONDS": "1",
     "PGCHROMA_STATEMENT_TIMEOUT_SECONDS": "1",
 }
 
@@ -205,6 +207,12 @@ class TestLimits:
                 "PGCHROMA_MAX_WHERE_CONDITIONS",
             ),
             ("search", {"searches": [{"limit": {"limit": 21}}]}, "PGCHROMA_MAX_RESULTS"),
+            ("get", {"where_document": {"$regex": "x" * 31}}, "PGCHROMA_MAX_REGEX_LENGTH"),
+            (
+                "query",
+                {"query_embeddings": [[1]], "where": {"$or": [{"#document": {"$not_regex": "x" * 31}}]}},
+                "PGCHROMA_MAX_REGEX_LENGTH",
+            ),
         ],
     )
     def test_each_names_itself_and_its_setting(
@@ -230,6 +238,27 @@ class TestLimits:
             "where": {"$or": [{"k": n} for n in range(5)]},
         }
         assert api("POST", f"{path}/query", query)[0] == 200
+
+    def test_a_pattern_that_takes_too_long_keeps_nobody_waiting_and_names_its_setting(
+        self, limited: ServerProcess
+    ) -> None:
+        api = Api(limited.port)
+        path = f"{COLLECTIONS}/{api('POST', COLLECTIONS, {'name': 'regex'})[1]['id']}"
+        records = {"ids": [str(number) for number in range(25)], "embeddings": [[1, 2]] * 25}
+        assert api("POST", f"{path}/add", {**records, "documents": ["слово " * 3_600] * 25})[0] == 201
+        dear = {"where_document": {"$regex": r"(?:\b\w+\b ){50}zzz"}, "limit": 1}
+        answers: list[tuple[int, Any, dict[str, str]]] = []
+        asking = threading.Thread(target=lambda: answers.append(api("POST", f"{path}/get", dear)))
+        asking.start()
+        beats = 0
+        while not answers:
+            assert api("GET", "/api/v2/heartbeat")[0] == 200
+            beats += 1
+        asking.join()
+        check(answers[0], 400, "InvalidArgumentError", "1 s (PGCHROMA_REGEX_TIMEOUT_SECONDS)")
+        # One alone would have been answered after the pattern had had its time.
+        assert beats > 5
+        assert api("POST", f"{path}/get", {"where_document": {"$regex": "zzz"}})[1]["ids"] == []
 
     def test_a_statement_that_takes_too_long_names_its_setting(
         self, database_url: str, tmp_path: Path

@@ -1,6 +1,7 @@
 """Many writers at once: nobody gets an error, nothing is written twice or by halves."""
 
 import asyncio
+import itertools
 import multiprocessing
 import random
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,9 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from pgchroma.errors import NotFoundError
+from pgchroma.errors import DatabaseNotReadyError, NotFoundError
+from pgchroma.ranking import EMBEDDING_KEY, Knn, Search
+from pgchroma.server.embedded import EmbeddedPostgres
 from pgchroma.store import Store, StoreSettings
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Filter, RecordBatch
 from support.store import (
@@ -74,6 +77,40 @@ async def test_writers_of_the_same_ids_in_tasks_and_processes(store: Store, modu
     keys = (await store.get_collection_by_id(collection.id)).schema["keys"]
     assert {key for _, _, metadata, _ in found.values() for key in metadata} <= set(keys)
     require_whole(module_database_url)
+
+
+def deadlocks(postgres: EmbeddedPostgres) -> int:
+    return postgres.log.read_text(errors="replace").count("deadlock detected")
+
+
+async def test_writers_of_the_same_ids_who_all_bring_something_new_never_deadlock(
+    database_url: str, postgres: EmbeddedPostgres
+) -> None:
+    before = deadlocks(postgres)
+    async with await Store.open(database_url) as store:
+        # A collection in which lengths matter, and are noted.
+        collection = await make(store, space="ip")
+        unit = np.eye(2, 128, dtype=np.float32)
+        await store.upsert(collection.id, RecordBatch(["a", "b"], unit))
+
+        async def write(kind: str, writer: int) -> None:
+            for number in range(6):
+                metadatas = [{f"{kind}-{writer}-{number}": 1}] * 2
+                embeddings = unit if kind == "update" else (1 + number) * unit
+                await getattr(store, kind)(
+                    collection.id, RecordBatch(["b", "a"], embeddings, None, metadatas)
+                )
+
+        await asyncio.gather(
+            *(write(kind, writer) for kind in ("add", "upsert", "update") for writer in range(3))
+        )
+        found = await contents(store, collection)
+        for _, _, metadata, _ in found.values():
+            assert len(metadata) == 36
+        keys = (await store.get_collection_by_id(collection.id)).schema["keys"]
+        assert set(found["a"][2]) <= set(keys)
+        assert not (await store.get_collection_by_id(collection.id)).unit_length
+    assert deadlocks(postgres) == before
 
 
 async def test_a_reader_sees_every_write_whole_or_not_at_all(store: Store) -> None:
@@ -184,9 +221,10 @@ async def test_creating_and_deleting_one_name_at_once_is_no_error(
 
 
 @pytest.mark.parametrize("whole_database", [False, True])
-async def test_writers_hear_that_their_collection_was_deleted(
-    store: Store, module_database_url: str, whole_database: bool
+async def test_everybody_hears_that_their_collection_was_deleted(
+    store: Store, module_database_url: str, postgres: EmbeddedPostgres, whole_database: bool
 ) -> None:
+    before = deadlocks(postgres)
     await store.create_database(DEFAULT_TENANT, "doomed")
     collection = await store.create_collection(DEFAULT_TENANT, "doomed", "records")
 
@@ -197,8 +235,18 @@ async def test_writers_hear_that_their_collection_was_deleted(
             await store.upsert(collection.id, batch(names, metadatas=[{f"k{order.random()}": 1}] * 10))
             await store.get(collection.id, Filter(where_document={"$regex": "x"}), ONLY_IDS)
             await store.query(collection.id, matrix([1, 1]), 3, Filter(), EVERYTHING)
+            await store.search(
+                collection.id, [Search(rank=Knn(np.ones(2, np.float32), EMBEDDING_KEY, 3))] * 3
+            )
+            await store.search(collection.id, [Search(select=("#document", "#embedding"), limit=3)] * 3)
 
+    async def fork(seed: int) -> None:
+        while True:
+            await store.fork(collection.id, f"fork-{seed}-{next(numbers)}")
+
+    numbers = itertools.count()
     users = [asyncio.create_task(use(seed)) for seed in range(6)]
+    users += [asyncio.create_task(fork(seed)) for seed in range(2)]
 
     async def everything_is_written() -> bool:
         return await store.count(collection.id) == len(NAMES)
@@ -211,7 +259,83 @@ async def test_writers_hear_that_their_collection_was_deleted(
         await store.delete_database(DEFAULT_TENANT, "doomed")
     for result in await asyncio.gather(*users, return_exceptions=True):
         assert isinstance(result, NotFoundError)
+    # Readers take a collection's tables in either order, and writers hold them when they come to the catalog.
+    assert deadlocks(postgres) == before
     require_whole(module_database_url)
+
+
+async def test_whoever_waits_for_the_records_holds_nothing_else_of_their_collection(
+    store: Store, module_database_url: str
+) -> None:
+    """Who deletes a collection locks the records first, and would otherwise wait for those who wait for that."""
+    collection = await make(store)
+    await store.add(collection.id, batch(NAMES, metadatas=[{"k": 1}] * len(NAMES)))
+    number = (await store.get_collection_by_id(collection.id)).table_number
+    some = ["id-00", "id-01"]
+    works: list[Callable[[], Awaitable[object]]] = [
+        partial(store.get, collection.id, Filter(), EVERYTHING),
+        partial(store.query, collection.id, matrix([1, 1]), 3, Filter(), EVERYTHING),
+        partial(store.query, collection.id, matrix([1, 1]), 3, Filter(where={"k": 1}), ONLY_IDS),
+        partial(store.search, collection.id, [Search(rank=Knn(np.ones(2, np.float32), EMBEDDING_KEY, 3))]),
+        partial(store.add, collection.id, batch(some)),
+        partial(store.upsert, collection.id, batch(some)),
+        partial(store.update, collection.id, batch(some)),
+        partial(store.delete, collection.id, Filter(ids=["none"])),
+        partial(store.fork, collection.id, "fork"),
+    ]
+
+    async def someone_waits() -> bool:
+        return bool(
+            await asyncio.to_thread(execute, module_database_url, "SELECT 1 FROM pg_locks WHERE NOT granted")
+        )
+
+    for work in works[:-1] * 3 + works[-1:]:
+        async with store.transaction() as connection:
+            await connection.execute(f"LOCK TABLE pgchroma_data.r{number} IN ACCESS EXCLUSIVE MODE".encode())
+            waiting = asyncio.ensure_future(work())
+            await eventually(f"{work} to wait", someone_waits)
+            query = "SELECT mode FROM pg_locks WHERE relation = %(table)s::regclass"
+            held = execute(module_database_url, query, {"table": f"pgchroma_data.v{number}"})
+            assert held == [], work
+        await waiting
+
+
+async def test_a_search_hears_that_tables_were_exchanged(module_database_url: str) -> None:
+    """As the loading of a dump does; a connection may remember the tables that were there before."""
+    searches = [Search(rank=Knn(np.ones(2, np.float32), EMBEDDING_KEY, 3)), Search(limit=3)]
+    async with await Store.open(module_database_url, StoreSettings(pool_size=1)) as store:
+        collection = await make(store)
+        await store.add(collection.id, batch(["a", "b"]))
+        assert [found.rows.ids for found in await store.search(collection.id, searches)] == [["a", "b"]] * 2
+        old = (await store.get_collection_by_id(collection.id)).table_number
+        async with store.transaction() as connection:
+            for name in ("r", "v"):
+                copy = f"CREATE TABLE pgchroma_data.{name}9999 (LIKE pgchroma_data.{name}{old} INCLUDING ALL)"
+                fill = f"INSERT INTO pgchroma_data.{name}9999 TABLE pgchroma_data.{name}{old}"
+                for statement in (copy, fill, f"DROP TABLE pgchroma_data.{name}{old}"):
+                    await connection.execute(statement.encode())
+            await connection.execute(
+                "UPDATE pgchroma.collections SET table_number = 9999 WHERE id = %s", [collection.id]
+            )
+        assert [found.rows.ids for found in await store.search(collection.id, searches)] == [["a", "b"]] * 2
+        await store.delete_collection(DEFAULT_TENANT, DEFAULT_DATABASE, collection.name)
+
+
+async def test_a_collection_without_its_tables_is_neither_deleted_nor_a_database_unprepared(
+    store: Store, module_database_url: str
+) -> None:
+    collection = await make(store)
+    await store.add(collection.id, batch(["a"]))
+    number = (await store.get_collection_by_id(collection.id)).table_number
+    execute(module_database_url, f"ALTER TABLE pgchroma_data.r{number} RENAME TO away")
+    for work in (
+        store.get(collection.id, Filter(), ONLY_IDS),
+        store.search(collection.id, [Search()]),
+    ):
+        with pytest.raises(DatabaseNotReadyError, match="the tables of a collection are not there"):
+            await work
+    execute(module_database_url, f"ALTER TABLE pgchroma_data.away RENAME TO r{number}")
+    assert await ids(store, collection) == ["a"]
 
 
 async def test_reset_under_writers_leaves_nothing_behind(store: Store, module_database_url: str) -> None:

@@ -7,7 +7,13 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from pgchroma.errors import DatabaseNotReadyError, DatabaseUnreachableError, InvalidArgumentError
+from pgchroma.errors import (
+    ContentionError,
+    DatabaseNotReadyError,
+    DatabaseUnreachableError,
+    InvalidArgumentError,
+)
+from pgchroma.server import errors
 from pgchroma.server.embedded import EmbeddedPostgres, temporary_postgres
 from pgchroma.store import Store, StoreSettings, bootstrap, connection, migrations
 from pgchroma.store.connection import Connection
@@ -252,21 +258,33 @@ async def test_a_request_that_takes_too_long_is_given_up(database_url: str) -> N
         assert await store.list_collections() == []
 
 
-async def test_a_race_that_is_never_won_is_reported_at_last(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [psycopg.errors.SerializationFailure, psycopg.errors.UniqueViolation])
+async def test_a_race_that_is_never_won_is_reported_at_last_without_ids(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[psycopg.Error],
 ) -> None:
     monkeypatch.setattr(connection, "MAX_ATTEMPTS", 3)
+    caplog.set_level("DEBUG", "pgchroma.store")
     attempts = 0
 
     async def lose(_used: Connection) -> None:
         nonlocal attempts
         attempts += 1
-        raise psycopg.errors.SerializationFailure("lost")
+        raise kind('violates "r1_id"\nDETAIL:  Key (id)=(secret) already exists.')
 
-    with pytest.raises(DatabaseUnreachableError):
+    with pytest.raises(ContentionError, match="r1_id") as caught:
         await store._database.write(lose)
     assert attempts == 3
-    assert store.pool_stats()["pool_available"] == store.pool_stats()["pool_size"]
+    assert errors.response_to(caught.value).status == 503
+    assert "r1_id" in caplog.text
+    assert "secret" not in caplog.text + str(caught.value)
+
+    async def all_are_back() -> bool:
+        return store.pool_stats()["pool_available"] == store.pool_stats()["pool_size"]
+
+    await eventually("every connection to be back", all_are_back)
 
 
 async def test_a_cancelled_request_leaves_no_transaction_behind(store: Store, database_url: str) -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pgchroma.errors import InvalidArgumentError
 from pgchroma.server.embedded import EmbeddedPostgres
-from pgchroma.store import Store
+from pgchroma.store import Store, StoreSettings
 from pgchroma.types import Filter, RecordBatch
-from support.store import ONLY_IDS, batch, ids, make, matrix
+from support.store import ONLY_IDS, batch, eventually, ids, make, matrix
 
 COMPARISONS = {
     "$gt": lambda stored, operand: stored > operand,
@@ -224,6 +224,43 @@ async def test_the_empty_string_is_in_every_document_but_not_in_none(store: Stor
     assert await ids(store, collection, where_document={"$not_contains": ""}) == ["c"]
     assert await ids(store, collection, where_document={"$regex": ""}) == ["a", "b"]
     assert await ids(store, collection, where_document={"$not_regex": "x"}) == ["b", "c"]
+
+
+@pytest.mark.anyio
+async def test_a_pattern_that_is_given_up_leaves_the_connection_in_order(module_database_url: str) -> None:
+    settings = StoreSettings(pool_size=1, regex_timeout_seconds=2.0)
+    async with await Store.open(module_database_url, settings) as store:
+        collection = await make(store)
+        # More than PostgreSQL sends at a time, and each of them takes the pattern half a second.
+        count = 600
+        names = [str(number) for number in range(count)]
+        documents: list[str | None] = ["слово " * 3_600] * count
+        documents[7] = "слово zzz"
+        metadatas = [{"k": number} for number in range(count)]
+        await store.add(collection.id, batch(names, documents=documents, metadatas=metadatas))
+        dear = {"$regex": r"(?:\b\w+\b ){1,50}zzz"}
+        for work in (
+            ids(store, collection, where_document=dear),
+            store.delete(collection.id, Filter(where_document=dear)),
+        ):
+            with pytest.raises(InvalidArgumentError, match=r"2 s .PGCHROMA_REGEX_TIMEOUT_SECONDS"):
+                await work
+            assert await store.count(collection.id) == count
+        # What ids and the rest of the filter leave out is not looked at.
+        for others in ({"ids": ["7", "8"]}, {"where": {"k": 7}}):
+            assert await ids(store, collection, where_document=dear, **others) == ["7"]
+        either = {"$and": [{"k": {"$lt": 8}}, {"$or": [{"k": 3}, {"#document": dear}]}, {"k": {"$gt": 6}}]}
+        assert await ids(store, collection, where=either) == ["7"]
+        assert store.pool_stats()["connections_num"] == 1
+        asking = asyncio.create_task(ids(store, collection, where_document=dear))
+        await eventually("the pattern to be run", lambda: _is_lent(store))
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert await store.count(collection.id) == count
+
+
+async def _is_lent(store: Store) -> bool:
+    return store.pool_stats()["pool_available"] == 0
 
 
 @pytest.mark.anyio

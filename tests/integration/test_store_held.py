@@ -187,6 +187,43 @@ async def test_zero_vectors_are_found(store: Store) -> None:
     assert far == [1.0] * 5
 
 
+@pytest.mark.parametrize("space", ["l2", "ip"])
+@pytest.mark.parametrize("tail", [0, 3])
+@pytest.mark.filterwarnings("error")
+async def test_a_query_without_a_direction_finds_as_many_as_any(store: Store, space: str, tail: int) -> None:
+    embeddings = points(ROWS + tail)
+    collection = await make(store, embeddings[:ROWS], space)
+    size = await held(store, collection, embeddings[0])
+    names = [str(ROWS + number) for number in range(tail)]
+    await store.update(
+        collection.id, RecordBatch([str(number) for number in range(ROWS)], None, metadatas=[{"a": 1}] * ROWS)
+    )
+    if tail:
+        await store.add(collection.id, RecordBatch(names, embeddings[ROWS:], metadatas=[{"a": 1}] * tail))
+    zero = np.zeros(DIMENSION, np.float32)
+    exact = np.sort(distances(space, embeddings, zero))[:K]
+    for where in (None, {"a": 1}):
+        for _ in range(3):
+            found, far = await nearest(store, collection, zero.tolist(), K, where=where)
+            assert len(set(found)) == K
+            assert np.allclose(far, exact, atol=1e-6)
+    assert store.sketch_bytes == size
+
+
+async def test_what_is_held_outlives_a_change_of_the_catalog_and_an_empty_question(store: Store) -> None:
+    embeddings = points(ROWS)
+    collection = await make(store, embeddings)
+    size = await held(store, collection, embeddings[0])
+    for number in range(3):
+        # A new key is a new revision, of which every connection hears by a first answer that is empty.
+        await store.update(collection.id, RecordBatch(["0"], None, metadatas=[{f"key{number}": 1}]))
+        for where in (None, {"key0": 1}, {"key0": {"$ne": 2}}):
+            for count in (0, 1):
+                found, _ = await nearest(store, collection, embeddings[0].tolist(), count, where=where)
+                assert found == ["0"][:count]
+            assert store.sketch_bytes == size
+
+
 async def test_records_that_are_all_alike_are_found(store: Store) -> None:
     embeddings = np.repeat(points(1), ROWS, axis=0)
     collection = await make(store, embeddings)

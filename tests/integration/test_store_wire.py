@@ -7,9 +7,9 @@ import numpy as np
 import psycopg
 import pytest
 
-from pgchroma.store import Store
+from pgchroma.store import Store, wire
 from pgchroma.store.connection import Connection
-from support.store import eventually, execute
+from support.store import batch, eventually, execute, make, nearest
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +54,36 @@ async def test_an_error_has_its_class_and_leaves_the_connection_usable(connectio
     with pytest.raises(KeyError):
         await connection.fetch(b"SELECT %(missing)s", {})
     assert await connection.fetch(b"SELECT 3", {}) == [(3,)]
+
+
+async def test_nothing_is_kept_of_long_statements(connection: Connection) -> None:
+    async def prepared() -> int:
+        ((count,),) = await connection.fetch(
+            b"SELECT count(*) FROM pg_prepared_statements", {}, prepare=False
+        )
+        return int(count)
+
+    before, texts = await prepared(), wire._kept_numbered.cache_info().currsize
+    long = b"SELECT %(one)s::int /* " + b"x" * 20_000 + b" */"
+    for _ in range(4):
+        assert await connection.fetch(long, {"one": 1}) == [(1,)]
+    assert await prepared() == before
+    assert wire._kept_numbered.cache_info().currsize <= texts + 1
+    assert not any(len(text) > 16_384 for text, _ in connection._statements._names)
+
+
+async def test_filters_of_many_conditions_are_not_remembered(store: Store) -> None:
+    collection = await make(store)
+    await store.add(collection.id, batch(["a", "b"], metadatas=[{"k": 1}, {"k": 2}]))
+    for count in (1, 1_000):
+        where = {"$or": [{"k": number} for number in range(1, count + 1)]}
+        for _ in range(2):
+            found, _ = await nearest(store, collection, [1, 1], 2, where=where)
+            assert found == ["a", "b"][:count]
+        async with store._database.connection() as lent:
+            remembered = lent.entries[collection.id].statements
+        # The first filter's statement, and that alone.
+        assert len(remembered) == 1
 
 
 async def test_more_statements_than_are_kept(connection: Connection) -> None:

@@ -5,6 +5,8 @@ import base64
 import json
 import logging
 import math
+import subprocess
+import sys
 import uuid
 from typing import Any
 
@@ -188,6 +190,13 @@ def test_a_log_line_is_one_line_of_json() -> None:
     line = logs.JsonFormatter().format(record)
     assert "\n" not in line
     assert json.loads(line)["message"] == "two\nlines é"
+
+
+def test_a_warning_of_a_library_is_a_line_of_json_too() -> None:
+    script = "from pgchroma.server import logs; logs.configure('info'); import numpy; numpy.zeros(1) / 0"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert "invalid value" in json.loads(line)["message"]
 
 
 def test_systemd_is_left_alone_when_it_did_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,14 @@ from pgchroma.store.regex import Regex
         (r"\b.ü", ["xü"], [" ü"]),
         (r"(?i)\bÉ", ["ein é"], ["xé"]),
         (r"^[\W]\b", ["!é"], ["éé"]),
+        # Borders that are asked for more than once at one place.
+        (r"(?:\b){3}é(?:\b){2}", ["é"], ["éa", "aé"]),
+        (r"(?:x\b|\bé)(?:\b)\b", ["é", "üx"], ["xü", "éa"]),
+        (r"^(?:\b|é){3}$", ["é", "ééé"], ["!é"]),
+        (r"(?:(?:\b){2}é\b ){3}", ["é é é "], ["é éé é "]),
+        (r"é(?:\B|\b){5}ü", ["éü"], ["é ü"]),
+        (r"(?:\B\B)+\Bé", ["üé"], ["é"]),
+        (r"(?:\bé|\b)*$", ["é", "ü"], []),
         # Set operations, classes within classes.
         (r"^[\p{L}--a]+$", ["bä"], ["a"]),
         (r"^[a-z&&[^aeiou]]+$", ["xyz"], ["xyza"]),
@@ -104,6 +112,16 @@ def test_patterns_find_what_rust_finds(pattern: str, found: list[str], not_found
 def test_what_rust_refuses_or_re2_would_misread_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^Regex syntax errror: regex parse error:\n"):
         Regex(pattern)
+
+
+def test_borders_in_a_row_are_one_and_text_does_not_grow_with_them() -> None:
+    regex = Regex(r"\b" * 1_000 + "é" + r"\b" * 1_000)
+    assert regex.matches("ein é")
+    assert not regex.matches("einé")
+    assert len(regex._with_markers("ein é")) == len("ein é") + 4
+    for pattern in (r"(?:\b){11}", r"(?:(?:\b){5}){5}x", r"(?:\B|x){1000}"):
+        with pytest.raises(InvalidArgumentError, match="more than 10 word boundaries in a row"):
+            Regex(pattern)
 
 
 def test_no_pattern_takes_exponential_time() -> None:

@@ -10,6 +10,7 @@ from pgchroma.types import Float32Matrix
 
 # U+0000 is kept as two characters of three bytes each.
 _LONGEST_CHARACTER = 6
+_PATTERNS = ("$regex", "$not_regex")
 
 
 def _over(what: str, value: int, settings: ServerSettings, name: str) -> HttpError:
@@ -58,25 +59,32 @@ def clause(value: object, name: str, settings: ServerSettings) -> dict[str, Any]
     """Return `where` or `where_document` of a body, whose operators the store checks.
 
     Raises:
-        HttpError: 400 when it is no object, or nested too deep, or has too many conditions.
+        HttpError: 400 when it is no object, or nested too deep, or has too many conditions or too long a regular expression.
     """
     if value is None:
         return None
     if not isinstance(value, dict):
         raise bad_request(f"Invalid {name} clause")
-    depth, conditions = _measure(value)
+    depth, conditions, longest = _measure(value)
     if depth > settings.max_where_depth:
         raise _over(f"the depth of the {name} clause", depth, settings, "max_where_depth")
     if conditions > settings.max_where_conditions:
         raise _over(
             f"the number of conditions of the {name} clause", conditions, settings, "max_where_conditions"
         )
+    if longest > settings.max_regex_length:
+        raise _over(
+            f"the length of a regular expression of the {name} clause", longest, settings, "max_regex_length"
+        )
     return value
 
 
-def _measure(value: dict[str, Any]) -> tuple[int, int]:
-    """Return how deep objects are nested and how many innermost ones there are; without recursion, because that is what it guards."""
-    deepest, conditions = 0, 0
+def _measure(value: dict[str, Any]) -> tuple[int, int, int]:
+    """Return how deep objects are nested, how many innermost ones there are, and how long the longest regular expression is.
+
+    Without recursion, because that is what it guards.
+    """
+    deepest, conditions, longest = 0, 0, 0
     pending: list[tuple[Any, int]] = [(value, 1)]
     while pending:
         item, depth = pending.pop()
@@ -91,4 +99,7 @@ def _measure(value: dict[str, Any]) -> tuple[int, int]:
             pending += inner
         else:
             conditions += 1
-    return deepest, conditions
+            for operator in _PATTERNS:
+                if isinstance(pattern := item.get(operator), str):
+                    longest = max(longest, len(pattern))
+    return deepest, conditions, longest

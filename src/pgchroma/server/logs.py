@@ -94,6 +94,8 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[level])
+    # What Python and its libraries warn of would otherwise be lines of plain text among the JSON.
+    logging.captureWarnings(True)
     # The parent tells of workers itself; psycopg's pool repeats every attempt to connect, which is noise while the database is away.
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)

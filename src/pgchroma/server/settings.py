@@ -105,6 +105,12 @@ RULES: dict[str, Rules] = {
     "max_where_conditions": Rules(
         "most conditions in one where or where_document", minimum=1, maximum=20_000
     ),
+    "max_regex_length": Rules("longest regular expression, in characters", minimum=1, maximum=1_000_000),
+    "regex_timeout_seconds": Rules(
+        "longest run of the regular expressions of one request, in seconds; 0 for no limit",
+        minimum=0,
+        maximum=86_400,
+    ),
     "shutdown_seconds": Rules(
         "how long requests in flight may take to finish at a stop, in seconds", minimum=0, maximum=3600
     ),
@@ -146,6 +152,8 @@ class ServerSettings:
     sparse_vectors: bool = True
     max_where_depth: int = 32
     max_where_conditions: int = 5_000
+    max_regex_length: int = 10_000
+    regex_timeout_seconds: float = 30.0
     shutdown_seconds: int = 30
     log_level: str = "info"
     access_log: bool = True
@@ -204,6 +212,7 @@ class ServerSettings:
             password_file=self.database_password_file,
             parallel_index_builds=self.parallel_index_builds,
             sketch_memory_mb=self.sketch_memory_mb,
+            regex_timeout_seconds=self.regex_timeout_seconds,
         )
 
     @property

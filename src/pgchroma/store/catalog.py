@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -14,11 +14,8 @@ from pgchroma.store import bounds, kinds, names, sketches, sparse, tables, text
 from pgchroma.store import configuration as configurations
 from pgchroma.store import metadata as codec
 from pgchroma.store.connection import Connection, Row
-from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Collection
+from pgchroma.types import Collection
 
-_DEFAULT_DATABASE_ID = UUID(int=0)
-# A dropped table takes about ten entries of PostgreSQL's lock table, which has room for some 6,400 unless told otherwise.
-_DROPPED_AT_ONCE = 100
 _CREATE_ATTEMPTS = 20
 
 COLUMNS = (
@@ -108,56 +105,6 @@ async def list_databases(
         [text.encode(tenant), limit, offset],
     )
     return [Database(row[0], row[1], tenant) for row in await cursor.fetchall()]
-
-
-async def delete_database(connection: Connection, tenant: str, name: str) -> None:
-    """Delete a database with all of its collections."""
-    try:
-        database = await get_database(connection, tenant, name)
-    except NotFoundError as error:
-        raise NotFoundError(f"Database [{name}] not found") from error
-    # From here on no collection can be added to it.
-    await connection.execute("SELECT FROM pgchroma.databases WHERE id = %s FOR UPDATE", [database.id])
-    await _drop_collections(connection, "database_id = %(id)s", {"id": database.id})
-    await connection.execute("DELETE FROM pgchroma.databases WHERE id = %s", [database.id])
-
-
-async def drop_some_collections(connection: Connection, tenant: str | None, database: str | None) -> bool:
-    """Delete a portion of the collections of a database, or of all for None, and return whether there were any.
-
-    A transaction each, because PostgreSQL cannot drop thousands of tables in one.
-    """
-    condition = (
-        "id IN (SELECT c.id FROM pgchroma.collections c JOIN pgchroma.databases d ON d.id = c.database_id "
-        "WHERE (%(tenant)s::text IS NULL OR d.tenant = %(tenant)s) AND (%(database)s::text IS NULL OR d.name = %(database)s) "
-        "ORDER BY c.id LIMIT %(limit)s)"
-    )
-    parameters = {
-        "tenant": None if tenant is None else text.encode(tenant),
-        "database": None if database is None else text.encode(database),
-        "limit": _DROPPED_AT_ONCE,
-    }
-    return await _drop_collections(connection, condition, parameters) > 0
-
-
-async def _drop_collections(
-    connection: Connection, condition: LiteralString, parameters: Mapping[str, object]
-) -> int:
-    """Delete collections with their tables and return how many they were."""
-    # RETURNING waits for writers and so knows of tables that they created until now.
-    cursor = await connection.execute(
-        sql.SQL("DELETE FROM pgchroma.collections WHERE {} RETURNING table_number").format(
-            sql.SQL(condition)
-        ),
-        parameters,
-    )
-    numbers = [row[0] for row in await cursor.fetchall()]
-    for number in numbers:
-        if number is not None:
-            # It may take minutes to come to its end, and would keep the tables locked until then.
-            await connection.execute(tables.cancel_builds(number))
-            await connection.execute(tables.drop(number))
-    return len(numbers)
 
 
 async def ensure_database(connection: Connection, tenant: str, name: str) -> None:
@@ -341,35 +288,18 @@ async def modify_collection(
             raise AlreadyExistsError(f"Collection [{new_name}] already exists") from error
 
 
-async def delete_collection(connection: Connection, tenant: str, database: str, name: str) -> None:
-    """Delete a collection and its tables."""
-    collection = await get_collection(connection, tenant, database, name)
-    if not await _drop_collections(connection, "id = %(id)s", {"id": collection.id}):
-        raise NotFoundError(f"Collection [{name}] does not exist")
-
-
-async def reset(connection: Connection) -> None:
-    """Delete everything and make the default tenant and database anew."""
-    # From here on no collection can be added to any.
-    await connection.execute("SELECT FROM pgchroma.databases FOR UPDATE")
-    await _drop_collections(connection, "true", {})
-    await connection.execute("DELETE FROM pgchroma.databases")
-    await connection.execute("DELETE FROM pgchroma.tenants")
-    await connection.execute("INSERT INTO pgchroma.tenants (name) VALUES (%s)", [DEFAULT_TENANT])
-    await connection.execute(
-        "INSERT INTO pgchroma.databases (id, tenant, name) VALUES (%s, %s, %s)",
-        [_DEFAULT_DATABASE_ID, DEFAULT_TENANT, DEFAULT_DATABASE],
-    )
-
-
 async def fix_dimension(connection: Connection, collection: Collection, dimension: int) -> Collection:
     """Give a collection that has none its dimension and its tables; whoever comes second gets the first one's."""
-    cursor = await connection.execute(
-        "UPDATE pgchroma.collections SET dimension = %s, table_number = nextval('pgchroma.table_numbers'), sketch = %s "
-        "WHERE id = %s AND dimension IS NULL RETURNING table_number",
-        [dimension, sketches.levels(dimension), collection.id],
-    )
-    row = await cursor.fetchone()
+    async with connection.transaction():
+        cursor = await connection.execute(
+            "UPDATE pgchroma.collections SET dimension = %s, table_number = nextval('pgchroma.table_numbers'), sketch = %s "
+            "WHERE id = %s AND dimension IS NULL RETURNING table_number",
+            [dimension, sketches.levels(dimension), collection.id],
+        )
+        row = await cursor.fetchone()
+        if row is None:
+            # Whoever waited for the first has the collection's row locked all the same, which in other writes is the last thing to be.
+            raise psycopg.Rollback
     if row:
         await create_tables(connection, row[0], dimension, collection)
     return await get_collection_by_id(connection, collection.id)

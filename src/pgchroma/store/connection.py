@@ -14,7 +14,6 @@ import numpy as np
 import psycopg
 from pgvector.psycopg import register_vector_async
 from psycopg import AsyncConnection
-from psycopg._preparing import PrepareManager
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import Diagnostic
 from psycopg.pq.abc import PGconn
@@ -25,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRe
 from pgchroma.errors import (
     BusyError,
     ConfigurationError,
+    ContentionError,
     DatabaseNotReadyError,
     DatabaseUnreachableError,
     InvalidArgumentError,
@@ -39,6 +39,8 @@ Result = TypeVar("Result")
 # A write that lost a race (deadlock, serialization, unique id) is run again this often before the client hears of it.
 MAX_ATTEMPTS = 15
 _LONGEST_PAUSE_SECONDS = 0.25
+# A read that met a deletion or an exchange of tables is run this often; each time it looks the collection up anew.
+MAX_READS = 5
 # A request that waits for a connection hears this often whether PostgreSQL is known to be away.
 _WAIT_SECONDS = 1.0
 # With PostgreSQL known to be away a request waits no longer than a connection that is there after all takes to be handed out.
@@ -55,8 +57,14 @@ _RACES = (
     # "tuple concurrently updated", "could not open relation": tables dropped while an index of theirs is built.
     psycopg.errors.InternalError_,
 )
-# A read meets only these: what it looks at was dropped under it.
-_VANISHED = (psycopg.errors.UndefinedTable, psycopg.errors.InternalError_)
+# A read meets only these: what it looks at was dropped under it, or whoever drops it waits for it in turn.
+_VANISHED = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InternalError_,
+    psycopg.errors.DeadlockDetected,
+)
+# How PostgreSQL's messages name a table of a collection, see tables.py.
+_TABLES = '"pgchroma_data.'
 _UNPREPARED = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.InvalidSchemaName,
@@ -70,26 +78,12 @@ _HOPELESS = (
 )
 
 
-class _OwnStatements(PrepareManager):
-    """Deallocates what psycopg prepared, one by one.
-
-    After a ROLLBACK, DROP or ALTER psycopg would deallocate everything, what `wire` has prepared included.
-    """
-
-    def clear(self) -> bool:
-        names = list(self._names.values())
-        self._counts.clear()
-        self._names.clear()
-        self._to_flush.extend(names)
-        return bool(names)
-
-
 class Connection(AsyncConnection[Row]):
     """A connection that remembers the warnings PostgreSQL sent; see `Database.write`."""
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Row] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self._prepared: PrepareManager = _OwnStatements()
+        self._prepared = wire.OwnStatements()
         # SQLSTATEs only: psycopg frees what a Diagnostic refers to as soon as its handler returns.
         self.warnings: list[str | None] = []
         # Settings that queries change, as they are now.
@@ -99,6 +93,8 @@ class Connection(AsyncConnection[Row]):
         self.knows_vector = False
         # The process's, see held.py; None where it holds none.
         self.sketches: Any = None
+        # For the regular expressions of a request, at most; see patterns.py.
+        self.regex_seconds = 0.0
         self._statements = wire.Prepared()
         self.add_notice_handler(self._remember)
 
@@ -137,6 +133,7 @@ class StoreSettings:
         index_minimum_rows: a tail shorter than this gets no vector index.
         indexer_interval_seconds: pause between two looks at what needs an index.
         sketch_memory_mb: for sketches that a process holds, at most; 0 for none.
+        regex_timeout_seconds: for running the regular expressions of one request, at most; 0 for no limit.
     """
 
     pool_size: int = 8
@@ -148,6 +145,7 @@ class StoreSettings:
     index_minimum_rows: int = 2_000
     indexer_interval_seconds: float = 2.0
     sketch_memory_mb: int = 128
+    regex_timeout_seconds: float = 30.0
     application_name: str = "pgchroma"
 
 
@@ -197,6 +195,11 @@ def _is_alive(connection: Connection) -> bool:
     return True
 
 
+def _reason(error: BaseException) -> str:
+    """Return what PostgreSQL says, without the further lines, which may quote ids."""
+    return str(error).strip().partition("\n")[0]
+
+
 def unreachable(error: BaseException) -> DatabaseUnreachableError:
     """Return the error that stands for a lost or refused connection."""
     return DatabaseUnreachableError(
@@ -206,8 +209,13 @@ def unreachable(error: BaseException) -> DatabaseUnreachableError:
 
 
 def unprepared(error: BaseException) -> DatabaseNotReadyError:
-    """Return the error that stands for a missing catalog or missing rights on it."""
-    reason = str(error).strip().partition("\n")[0]
+    """Return the error that stands for a missing catalog or missing rights on it, or for a collection without its tables."""
+    reason = _reason(error)
+    if _TABLES in reason and isinstance(error, psycopg.errors.UndefinedTable):
+        return DatabaseNotReadyError(
+            f"the tables of a collection are not there: {reason}",
+            hint="ask again; if it stays so, look at the database with `pgchroma verify`",
+        )
     return DatabaseNotReadyError(
         f"the database is not prepared: {reason}", hint="run `pgchroma db upgrade` as the owner"
     )
@@ -261,6 +269,7 @@ class Database:
                     # It may be older than the extension.
                     await _configure(connection)
                 connection.sketches = self.sketches
+                connection.regex_seconds = self.settings.regex_timeout_seconds
                 yield connection
         finally:
             await self._pool.putconn(connection)
@@ -315,17 +324,21 @@ class Database:
         )
 
     async def read(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
-        """Run `work`, which only reads, and once more when the connection or a collection's tables were lost under it."""
-        for attempt in (1, 2):
+        """Run `work`, which only reads, and again when the connection, once, or a collection's tables were lost under it."""
+        for attempt in range(1, MAX_READS + 1):
             try:
                 async with self.connection() as connection:
                     return await work(connection)
             except _HOPELESS as error:
                 raise self._explained(error) from error
-            except (psycopg.OperationalError, *_VANISHED) as error:
-                if attempt == 2:
+            except _VANISHED as error:
+                if attempt == MAX_READS:
                     raise self._explained(error) from error
-                logger.info("repeating a read: %s", error)
+                logger.info("repeating a read: %s", _reason(error))
+            except psycopg.OperationalError as error:
+                if attempt > 1:
+                    raise self._explained(error) from error
+                logger.info("repeating a read: %s", _reason(error))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def write(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
@@ -346,8 +359,8 @@ class Database:
                     return result
             except _RACES as error:
                 if attempt == MAX_ATTEMPTS:
-                    raise self._explained(error) from error
-                logger.debug("write lost a race, attempt %d: %s", attempt, error)
+                    raise self._lost(error) from error
+                logger.debug("write lost a race, attempt %d: %s", attempt, _reason(error))
                 pause = min(0.001 * 2**attempt, _LONGEST_PAUSE_SECONDS)
                 await asyncio.sleep(pause * np.random.default_rng().random())
             except _HOPELESS as error:
@@ -357,6 +370,14 @@ class Database:
                     raise self._explained(error) from error
                 logger.info("repeating a write after a connection lost before its commit: %s", error)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _lost(self, error: psycopg.Error) -> Exception:
+        if isinstance(error, psycopg.errors.UndefinedTable):
+            return unprepared(error)
+        return ContentionError(
+            f"others wrote to the same at the same time, {MAX_ATTEMPTS} times in a row: {_reason(error)}",
+            hint="write again, with fewer writers to the same records",
+        )
 
     def _explained(self, error: psycopg.Error) -> Exception:
         if isinstance(error, psycopg.errors.QueryCanceled):

@@ -11,6 +11,7 @@ from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
 from pgchroma.store import catalog, segments
@@ -81,6 +82,13 @@ async def fetch(connection: Connection, collection_id: UUID) -> Entry:
     return entry
 
 
+def forget_other(connection: Connection, collection: Collection) -> None:
+    """Drop what a connection remembers of a collection if that has other tables than it had."""
+    remembered = connection.entries.get(collection.id)
+    if remembered is not None and remembered.collection.table_number != collection.table_number:
+        del connection.entries[collection.id]
+
+
 Answer = TypeVar("Answer", bound=Sized)
 
 
@@ -107,7 +115,8 @@ async def reading(
             answer = await work(entry)
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InternalError_):
             connection.entries.pop(collection_id, None)
-            if not remembered:
+            if not remembered or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                # Within a transaction nothing more can be asked, nor would it be of another moment; whoever began it repeats it.
                 raise
             # What is current says whether the collection is gone; another connection might remember it just as wrongly.
             entry = None

@@ -27,7 +27,7 @@ async def fork(
     names.require(new_name, "Validation error: new_name: ")
     new_id = uuid4()
     try:
-        await connection.execute(
+        cursor = await connection.execute(
             "INSERT INTO pgchroma.collections (id, database_id, name, metadata, metadata_exact, configuration, schema, lineage) "
             "SELECT %s, database_id, %s, metadata, metadata_exact, configuration, schema, coalesce(lineage, id) "
             "FROM pgchroma.collections WHERE id = %s",
@@ -35,6 +35,9 @@ async def fork(
         )
     except psycopg.errors.UniqueViolation as error:
         raise AlreadyExistsError(f"Collection [{new_name}] already exists") from error
+    if not cursor.rowcount:
+        # Deleted since it was looked up.
+        catalog.require(None, collection_id, tenant, database)
     if source.table_number is not None and source.dimension is not None:
         await _copy_tables(connection, source, new_id)
     return await catalog.get_collection_by_id(connection, new_id)
@@ -57,14 +60,14 @@ async def _copy_tables(connection: Connection, source: Collection, new_id: UUID)
     if configuration.sparse_key(source.schema) is not None:
         pairs.append((sparse.table(old), sparse.table(new)))
     # All in one statement, and so in one snapshot.
-    statement = sql.SQL("WITH {}, copied AS ({} RETURNING 1) SELECT count(*) FROM copied").format(
+    statement = sql.SQL("WITH copied AS ({} RETURNING 1), {} SELECT count(*) FROM copied").format(
+        await _copy(connection, tables.records(old), tables.records(new)),
         sql.SQL(", ").join(
             [
                 sql.SQL("part{} AS ({})").format(sql.SQL(str(place)), await _copy(connection, *pair))
                 for place, pair in enumerate(pairs)
             ]
         ),
-        await _copy(connection, tables.records(old), tables.records(new)),
     )
     # It may take longer than a request of another kind may.
     await connection.execute("SET LOCAL statement_timeout = 0")

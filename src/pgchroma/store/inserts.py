@@ -65,9 +65,12 @@ async def next_seqs(connection: Connection, count: int) -> NDArray[np.int64]:
     return np.frombuffer(row[0] or b"", dtype=">i8").astype(np.int64)
 
 
-def row_numbers(changes: Sequence[Change]) -> NDArray[np.int64]:
-    """Return the rows of the batch's matrix that hold the embeddings of changes that each have one."""
-    return np.array([change.row for change in changes], dtype=np.int64)
+def embeddings_of(changes: Sequence[Change], matrix: Float32Matrix) -> Float32Matrix:
+    """Return the embeddings of changes that each have one: rows of the batch's matrix, or that itself."""
+    rows = np.array([change.row for change in changes], dtype=np.int64)
+    if len(rows) == len(matrix) and np.array_equal(rows, np.arange(len(rows))):
+        return matrix
+    return matrix[rows]
 
 
 async def insert(
@@ -83,10 +86,7 @@ async def insert(
     seqs = await next_seqs(connection, len(changes))
     for change, seq in zip(changes, seqs.tolist(), strict=True):
         change.seq = seq
-    rows = row_numbers(changes)
-    if len(rows) != len(matrix) or not np.array_equal(rows, np.arange(len(rows))):
-        matrix = matrix[rows]
-    await sketches.note_lengths(connection, collection, matrix)
+    matrix = embeddings_of(changes, matrix)
     stream: list[bytes] = []
     await _copy_beside(
         connection,

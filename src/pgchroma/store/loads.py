@@ -192,7 +192,6 @@ async def merge(connection: Connection, load: Load, target: Collection, chunk: C
     ):
         await connection.execute(sql.SQL(statement).format(**names))
     await _copy(connection, chunk, names["sr"], names["sv"], target.sketch)  # type: ignore[arg-type]
-    await sketches.note_lengths(connection, target, dumps.embeddings_of(chunk))
     await connection.execute("ANALYZE staged_records")
     # In the order in which every write locks records.
     cursor = await connection.execute(
@@ -238,6 +237,8 @@ async def merge(connection: Connection, load: Load, target: Collection, chunk: C
             f"{load.path}: {row[0] if row else 0} of {chunk.rows} merged records are as in the dump",
             hint="this chunk was taken back; please report it",
         )
+    # Last, as in every write.
+    await sketches.note_lengths(connection, target, dumps.embeddings_of(chunk))
     return load
 
 
@@ -361,7 +362,7 @@ async def drop_one_replaced(connection: Connection) -> bool:
     row = await cursor.fetchone()
     if row is None:
         return False
-    await connection.execute(tables.cancel_builds(row[0]))
+    await connection.execute(tables.cancel_builds(row))
     await connection.execute(tables.drop(row[0]))
     return True
 

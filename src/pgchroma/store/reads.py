@@ -1,9 +1,9 @@
 """Counting, getting and querying records."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from functools import lru_cache
-from typing import Any, LiteralString
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import lru_cache, partial
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 import numpy as np
@@ -13,11 +13,15 @@ from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
 from pgchroma.store import catalog, entries, metadata, search_plan, segments, tables, text, vectors
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.entries import GUARD, Entry
+from pgchroma.store.patterns import Patterns
 from pgchroma.store.segments import RecordSegment
 from pgchroma.store.where import Compiler, has_pattern, in_segments, source
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, Rows
 
 Parameters = dict[str, Any]
+
+# Documents that are taken from PostgreSQL's answer, and looked at, at a time.
+_PORTION = 500
 
 
 @contextlib.asynccontextmanager
@@ -26,9 +30,14 @@ async def one_snapshot(connection: Connection, selection: Filter) -> AsyncIterat
     if not has_pattern(selection.where, selection.where_document):
         yield
         return
-    async with connection.transaction():
-        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        yield
+    try:
+        async with connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            yield
+    except BaseException:
+        # Whatever was SET in the transaction has been taken back with it.
+        connection.settings.clear()
+        raise
 
 
 async def condition(
@@ -49,23 +58,45 @@ async def compiled(
     connection: Connection, collection: Collection, selection: Filter
 ) -> tuple[sql.Composed, Parameters, Compiler]:
     """Return what `condition` does, without regard to indexes."""
-    number = collection.table_number
-    compiler = Compiler(collection.schema)
-    parts = _compile(compiler, selection)
-    if compiler.patterns and number is not None:
-        hits: dict[str, set[int]] = {pattern: set() for pattern in compiler.patterns}
-        query = sql.SQL("SELECT seq, document FROM {} WHERE document IS NOT NULL").format(
-            tables.records(number)
-        )
-        async with connection.cursor(binary=True) as cursor:
-            async for seq, document in cursor.stream(query, size=500):
-                decoded = text.decode(document)
-                for pattern, regex in compiler.patterns.items():
-                    if regex.matches(decoded):
-                        hits[pattern].add(seq)
-        compiler = Compiler(collection.schema, hits)
+    patterns = Patterns(connection.regex_seconds)
+    compiler = Compiler(collection.schema, patterns)
+    parts = await patterns.run(
+        lambda: _compile(compiler, selection),
+        at_once=not has_pattern(selection.where, selection.where_document),
+    )
+    if patterns.compiled and collection.table_number is not None:
+        # Of no other records than these may the documents decide.
+        possible, parameters = _with_ids(parts, compiler.parameters, selection)
+        await _match(connection, collection.table_number, possible, parameters, patterns)
+        compiler = Compiler(collection.schema, patterns)
         parts = _compile(compiler, selection)
     return *_with_ids(parts, compiler.parameters, selection), compiler
+
+
+async def _match(
+    connection: Connection, number: int, chosen: sql.Composed, parameters: Parameters, patterns: Patterns
+) -> None:
+    """Run patterns over the documents of the records that a condition over `record` selects, some at a time."""
+    query = sql.SQL(
+        "SELECT record.seq, record.document FROM {} AS record WHERE record.document IS NOT NULL AND {}"
+    ).format(tables.records(number), chosen)
+    page: list[tuple[int, str]] = []
+    characters, enough = 0, patterns.characters_of_a_turn
+
+    async def match() -> None:
+        await patterns.run(partial(patterns.look_at, page), at_once=patterns.is_quick(page))
+
+    async with connection.cursor(binary=True) as cursor:
+        rows = cast("AsyncGenerator[tuple[int, str]]", cursor.stream(query, parameters, size=_PORTION))
+        # Closed with care, so that the connection is free when a pattern is given up half-way.
+        async with contextlib.aclosing(rows):
+            async for row in rows:
+                page.append(row)
+                characters += len(row[1])
+                if len(page) == _PORTION or characters > enough:
+                    await match()
+                    page, characters = [], 0
+    await match()
 
 
 def _source(

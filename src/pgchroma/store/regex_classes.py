@@ -35,6 +35,7 @@ _CATEGORIES = {
     "modifiersymbol": "Sk", "othersymbol": "So", "separator": "Z", "spaceseparator": "Zs", "lineseparator": "Zl",
     "paragraphseparator": "Zp", "other": "C", "control": "Cc", "cntrl": "Cc", "format": "Cf", "privateuse": "Co",
 }  # fmt: skip
+_RANGE = re.compile(r"(?:\\x\{([0-9A-F]+)\}|([A-Za-z0-9]))(?:-(?:\\x\{([0-9A-F]+)\}|([A-Za-z0-9])))?")
 _OWNERS = ("", "sc", "script", "gc", "generalcategory")
 
 
@@ -70,7 +71,7 @@ class Set:
         """Return which code points the class holds; with `fold`, upper and lower case are one."""
         found = np.zeros(_CODE_POINTS, dtype=bool)
         for item in self.items:
-            part = item.mask(fold=fold) if isinstance(item, Set) else _enumerate(item.text, fold)
+            part = item.mask(fold=fold) if isinstance(item, Set) else _members(item.text, fold)
             found |= ~part if isinstance(item, Item) and item.negated else part
         if self.right is not None:
             right = self.right.mask(fold=fold)
@@ -93,6 +94,19 @@ def from_mask(mask: Mask) -> str:
     spans = zip(edges[::2], edges[1::2], strict=True)
     ranges = [rf"\x{{{low:X}}}-\x{{{high - 1:X}}}" for low, high in spans]
     return f"[{''.join(ranges)}]"
+
+
+def _members(text: str, fold: bool) -> Mask:
+    """Return which code points a part of a class holds."""
+    span = None if fold else _RANGE.fullmatch(text)
+    if span is None:
+        return _enumerate(text, fold)
+    low, high = (
+        int(code, 16) if code else ord(char or "\0") for code, char in (span.groups()[:2], span.groups()[2:])
+    )
+    found = np.zeros(_CODE_POINTS, dtype=bool)
+    found[low : max(low, high) + 1] = True
+    return found
 
 
 @functools.cache

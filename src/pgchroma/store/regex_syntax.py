@@ -4,6 +4,7 @@ The plain form is for texts in which RE2's `\\b` and `\\B`, which know ASCII onl
 others: there the text has markers wherever a word begins or ends, and these are what `\\b` matches; everything else skips them.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TypeAlias
 
 from pgchroma.store import regex_classes
 from pgchroma.store.regex_classes import Item, Operator, Set
+from pgchroma.store.regex_markers import CHARACTER, MARKER, NOTHING, Markers
 
 # Noncharacters: one for the border of a word, one for any other place.
 BORDER, ELSEWHERE = "\ufdd6", "\ufdd7"
@@ -27,6 +29,8 @@ _POSIX = re.compile(
 )
 _OPERATORS: tuple[Operator, ...] = ("&&", "--", "~~")
 _MAX_DEPTH = 200
+# Every text gets as many markers at a place as a pattern may match there one after the other.
+_MAX_MARKERS = 10
 
 # Writes a part of the pattern, in the marked form or in the plain one.
 Node: TypeAlias = Callable[[bool], str]
@@ -34,11 +38,11 @@ Node: TypeAlias = Callable[[bool], str]
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A pattern: how to write it, and whether it asks for borders of words, and for places that are none."""
+    """A pattern: how to write it, how many markers it may match at one place, and whether also where no border is."""
 
     write: Node
-    borders: int
-    elsewheres: int
+    markers: int
+    elsewheres: bool
 
 
 @dataclass(slots=True)
@@ -46,16 +50,25 @@ class _Part:
     """A part of a sequence; those of no width at one place are put in an order in which the marked form can match them."""
 
     node: Node
+    markers: Markers = NOTHING
     order: int | None = None
+    # Of a border: to ask for the same one twice is to ask for it once.
+    letter: str = ""
 
 
-def parse(pattern: str) -> Parsed:
-    """Return a pattern as a tree; ValueError says what is wrong with it."""
-    parser = _Parser(pattern)
-    node = parser.alternation(0)
+def parse(pattern: str, check: Callable[[], None] = lambda: None) -> Parsed:
+    """Return a pattern as a tree; ValueError says what is wrong with it.
+
+    Args:
+        check: called before a class is computed, which may take a tenth of a second; may raise.
+    """
+    parser = _Parser(pattern, check)
+    whole = parser.alternation(0)
     if parser.position < len(pattern):
         raise ValueError("unopened group")
-    return Parsed(node, parser.borders, parser.elsewheres)
+    if whole.markers.most > _MAX_MARKERS:
+        raise ValueError(f"more than {_MAX_MARKERS} word boundaries in a row")
+    return Parsed(whole.node, whole.markers.most, parser.elsewheres)
 
 
 def _literal(code: int) -> str:
@@ -67,10 +80,11 @@ def _atom(plain: str) -> Node:
     return lambda marked: f"(?:{_SKIP}{plain})" if marked else plain
 
 
-def _class(members: Set, *, fold: bool) -> Node:
+def _class(members: Set, check: Callable[[], None], *, fold: bool) -> Node:
     def write(marked: bool) -> str:
         if not marked and members.is_plain:
             return members.plain()
+        check()
         mask = members.mask(fold=fold)
         if marked:
             mask[list(_MARKERS)] = False
@@ -81,10 +95,11 @@ def _class(members: Set, *, fold: bool) -> Node:
 
 
 class _Parser:
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, check: Callable[[], None]) -> None:
         self._pattern = pattern
+        self._check = check
         self.position = 0
-        self.borders = self.elsewheres = 0
+        self.elsewheres = False
         self._flags: frozenset[str] = frozenset()
         self._names: set[str] = set()
 
@@ -108,7 +123,7 @@ class _Parser:
             else:
                 return
 
-    def alternation(self, depth: int) -> Node:
+    def alternation(self, depth: int) -> _Part:
         """Return what stands up to the end of a group."""
         if depth > _MAX_DEPTH:
             raise ValueError(f"exceeded the maximum nesting depth of {_MAX_DEPTH}")
@@ -116,9 +131,13 @@ class _Parser:
         while self._at("|"):
             self.position += 1
             branches.append(self._sequence(depth))
-        return lambda marked: "|".join(branch(marked) for branch in branches)
+        nodes = [branch.node for branch in branches]
+        return _Part(
+            lambda marked: "|".join(node(marked) for node in nodes),
+            functools.reduce(Markers.either, (branch.markers for branch in branches)),
+        )
 
-    def _sequence(self, depth: int) -> Node:
+    def _sequence(self, depth: int) -> _Part:
         parts: list[_Part] = []
         while True:
             self._skip_space()
@@ -149,9 +168,11 @@ class _Parser:
             if high and int(high) < int(low):
                 raise ValueError("invalid repetition count range, the start must be <= the end")
             operator = f"{{{int(low)}{comma or ''}{int(high) if high else ''}}}"
+            least = int(low)
             self.position = found.end()
         else:
             operator = self._take()
+            least = int(operator == "+")
         if not parts or parts[-1].order == -1:
             raise ValueError("repetition operator missing expression")
         self._skip_space()
@@ -163,7 +184,7 @@ class _Parser:
                 parts[-1] = _Part(lambda _marked: "", order=parts[-1].order)
             return
         node = parts[-1].node
-        parts[-1] = _Part(lambda marked: f"(?:{node(marked)}){operator}")
+        parts[-1] = _Part(lambda marked: f"(?:{node(marked)}){operator}", parts[-1].markers.repeated(least))
 
     def _group(self, parts: list[_Part], depth: int) -> None:
         if any(map(self._at, ("(?=", "(?!", "(?<=", "(?<!"))):
@@ -196,7 +217,7 @@ class _Parser:
             raise ValueError("unclosed group")
         self.position += 1
         self._flags = before
-        parts.append(_Part(lambda marked: f"{opening}{inner(marked)})"))
+        parts.append(_Part(lambda marked: f"{opening}{inner.node(marked)})", inner.markers))
 
     def _set_flags(self, on: str, off: str) -> str:
         """Note flags and return the beginning of a group of RE2's that sets those it knows."""
@@ -213,18 +234,23 @@ class _Parser:
 
     def _single(self, char: str) -> _Part:
         if char == "[":
-            return _Part(_class(self._bracketed(0), fold="i" in self._flags))
+            return self._of_class(self._bracketed(0))
         if char == "\\":
             return self._escape()
         self.position += 1
         if char == ".":
             one_line = "" if "s" in self._flags else r"\n"
-            return _Part(lambda marked: f"(?:{_SKIP}[^{one_line}{BORDER}{ELSEWHERE}])" if marked else ".")
+            return _Part(
+                lambda marked: f"(?:{_SKIP}[^{one_line}{BORDER}{ELSEWHERE}])" if marked else ".", CHARACTER
+            )
         if char == "^":
             return _Part(lambda _marked: "^", order=0)
         if char == "$":
             return _Part(_atom("$"), order=2)
-        return _Part(_atom(_literal(ord(char))))
+        return _Part(_atom(_literal(ord(char))), CHARACTER)
+
+    def _of_class(self, members: Set) -> _Part:
+        return _Part(_class(members, self._check, fold="i" in self._flags), CHARACTER)
 
     def _escape(self) -> _Part:
         letter = self._pattern[self.position + 1 : self.position + 2]
@@ -238,18 +264,17 @@ class _Parser:
             return _Part(_atom(r"\z"), order=2)
         found = self._class_escape()
         if isinstance(found, Item):
-            return _Part(_class(Set([Item(found.text)], found.negated), fold="i" in self._flags))
-        return _Part(_atom(_literal(found)))
+            return self._of_class(Set([Item(found.text)], found.negated))
+        return _Part(_atom(_literal(found)), CHARACTER)
 
     def _border(self, letter: str) -> _Part:
         self.position += 2
         if self._at("{") and self._pattern[self.position + 1 : self.position + 2].isalpha():
             raise ValueError("only \\b and \\B are supported of the word boundary assertions")
         if letter == "b":
-            self.borders += 1
-            return _Part(lambda marked: BORDER if marked else r"\b", order=1)
-        self.elsewheres += 1
-        return _Part(lambda marked: ELSEWHERE if marked else r"\B", order=1)
+            return _Part(lambda marked: BORDER if marked else r"\b", MARKER, 1, letter)
+        self.elsewheres = True
+        return _Part(lambda marked: ELSEWHERE if marked else r"\B", MARKER, 1, letter)
 
     def _class_escape(self) -> Item | int:
         """Take an escape that may stand within brackets, too; return the item or the one code point it stands for."""
@@ -349,14 +374,18 @@ class _Parser:
         return self._class_escape() if self._at("\\") else ord(self._take())
 
 
-def _joined(parts: list[_Part]) -> Node:
+def _joined(parts: list[_Part]) -> _Part:
     """Return a sequence, assertions at one place in an order that the marked form can match: begin, borders, end."""
     ordered: list[_Part] = []
     run: list[_Part] = []
     for part in [*parts, _Part(lambda _marked: "")]:
         if part.order is not None and part.order >= 0:
-            run.append(part)
+            if not part.letter or part.letter not in (other.letter for other in run):
+                run.append(part)
             continue
         ordered += [*sorted(run, key=lambda entry: entry.order or 0), part]
         run = []
-    return lambda marked: "".join(part.node(marked) for part in ordered)
+    return _Part(
+        lambda marked: "".join(part.node(marked) for part in ordered),
+        functools.reduce(Markers.then, (part.markers for part in ordered), NOTHING),
+    )

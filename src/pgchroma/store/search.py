@@ -12,7 +12,7 @@ from psycopg import sql
 from pgchroma import ranking
 from pgchroma.errors import InvalidArgumentError
 from pgchroma.ranking import EMBEDDING_KEY, Floats, Knn, Search, Seqs
-from pgchroma.store import catalog, configuration, reads, sparse, tables, text
+from pgchroma.store import catalog, configuration, entries, reads, sparse, tables, text
 from pgchroma.store.connection import Connection
 from pgchroma.types import Collection, Filter, Include, Rows
 
@@ -44,6 +44,7 @@ async def search(connection: Connection, collection_id: UUID, searches: Sequence
         async with connection.transaction():
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             collection = await catalog.get_collection_by_id(connection, collection_id)
+            entries.forget_other(connection, collection)
             return [await _one(connection, collection, entry) for entry in searches]
     except BaseException:
         # Whatever was SET in the transaction has been taken back with it.

@@ -1,5 +1,6 @@
 """Runs the statements of nearest.py: which one a query needs, with which settings, and which to try next when one found too little."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
@@ -8,7 +9,7 @@ import numpy as np
 from pgvector import Bit
 from psycopg import sql
 
-from pgchroma.store import kinds, nearest, sketches, tables
+from pgchroma.store import kinds, nearest, sketches, tables, wire
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.entries import GUARD, Entry
 from pgchroma.store.shortlist import Seqs
@@ -79,7 +80,7 @@ def _statement(
     assert number is not None  # noqa: S101 - callers checked it
     return (
         sql.SQL(
-            "SELECT {columns}{distance}{counts} FROM ({found}) AS near JOIN {records} AS record ON record.seq = near.record_seq {join} "
+            "SELECT {columns}{distance}{counts} FROM {records} AS record JOIN ({found}) AS near ON record.seq = near.record_seq {join} "
             "WHERE {guard} ORDER BY near.distance, record.seq"
         )
         .format(
@@ -124,23 +125,26 @@ def _ef_search(entry: Entry, count: int) -> int:
 
 
 def _is_anywhere(entry: Entry, embedding: Float32Matrix) -> bool:
-    """Whether every record is equally far: no index can help with a zero vector, and none may be asked."""
-    return entry.collection.space == "cosine" and not embedding.any()
+    """Whether every record is about equally far: a zero vector has no direction, so neither indexes nor sketches may be asked."""
+    # Where lengths differ, as in what has no sketches, it still has nearest records in l2.
+    return not embedding.any() and (entry.collection.space != "l2" or bool(entry.sketch))
 
 
 async def unfiltered(
     connection: Connection, entry: Entry, embedding: Float32Matrix, count: int, wanted: Wanted
 ) -> list[Row]:
     """Return the nearest of all records."""
+    if not count:
+        return []
     exactly = count > kinds.MAX_EF_SEARCH or _is_anywhere(entry, embedding)
     indexed = [] if exactly else entry.vectors
+    candidates = None
     if indexed and connection.sketches is not None:
         candidates = connection.sketches.candidates(entry, embedding, _configured(entry), count)
         if candidates is not None:
             rows = await _among(connection, entry, embedding, candidates, count, wanted)
             if rows is not None:
                 return rows
-            connection.sketches.forget(entry)
     key = ("query", wanted.include, count, bool(indexed))
     query = entry.statements.get(key)
     if query is None:
@@ -151,7 +155,11 @@ async def unfiltered(
         await _prepare_indexes(connection, entry, _ef_search(entry, count))
         quantisations = {segment.quantisation for segment in indexed}
         parameters |= kinds.parameters(quantisations, entry.collection.space, embedding)
-    return await connection.fetch(query, parameters)
+    rows = await connection.fetch(query, parameters)
+    if candidates is not None and rows:
+        # The entry is current, so it was deletions that left too few of the candidates.
+        connection.sketches.forget(entry)
+    return rows
 
 
 async def _among(
@@ -162,7 +170,7 @@ async def _among(
     count: int,
     wanted: Wanted,
 ) -> list[Row] | None:
-    """Return the nearest of candidates and tail; None where too many of the candidates have been deleted."""
+    """Return the nearest of candidates and tail; None where too many of the candidates are gone, or the entry is out of date."""
     key = ("among", wanted.include, count)
     query = entry.statements.get(key)
     if query is None:
@@ -184,10 +192,12 @@ async def filtered(
     wanted: Wanted,
 ) -> list[Row]:
     """Return the nearest of the records that a filter selects."""
+    if not count:
+        return []
     collection = entry.collection
     chosen = sql.SQL("{} AND {}").format(matching.chosen, sql.SQL(GUARD))
     parameters = {**matching.parameters, **entry.parameters, "q": embedding, "k": count}
-    shape = (wanted.include, count, chosen.as_bytes(connection))
+    shape = (wanted.include, count, _digest(chosen.as_bytes(connection)))
     rows = await _matching_among(connection, entry, embedding, count, chosen, shape, parameters, wanted)
     if rows is not None:
         return rows
@@ -208,7 +218,7 @@ async def filtered(
             parameters["compared"] = max(least + more, per_result * count)
             by_sketch = True
     # Texts of statements are dear to make; filters of the same shape have the same.
-    key = (by_sketch, *shape, matching.source.as_bytes(connection))
+    key = (by_sketch, *shape, _digest(matching.source.as_bytes(connection)))
     query = entry.statements.get(key)
     if query is None:
         choose = nearest.sketched if by_sketch else nearest.exact
@@ -217,7 +227,14 @@ async def filtered(
     return await connection.fetch(query, parameters, prepare=False)
 
 
+def _digest(text: bytes) -> bytes:
+    """Return what stands for a text in keys that are kept by the thousand."""
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
 def _remember(entry: Entry, key: object, query: bytes) -> None:
+    if not wire.is_lasting(query):
+        return
     if len(entry.statements) >= _MOST_STATEMENTS:
         entry.statements.clear()
     entry.statements[key] = query
@@ -278,7 +295,7 @@ async def _by_memory(
     memory = connection.sketches
     if memory is None or _is_anywhere(entry, embedding) or not memory.holds(entry):
         return None
-    numbered = ("numbers", matching.source.as_bytes(connection), shape)
+    numbered = ("numbers", _digest(matching.source.as_bytes(connection)), shape)
     values = repr(matching.parameters)
     noted = (entry.identity, entry.revision, numbered, values) if len(values) <= _LONGEST_VALUES else None
     # What matched in this very snapshot still does: nothing at all has been written since.

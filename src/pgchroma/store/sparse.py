@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError
-from pgchroma.store import configuration, tables, vectors
+from pgchroma.store import configuration, tables, vectors, wire
 from pgchroma.store.connection import Connection
 from pgchroma.types import Collection
 
@@ -242,12 +242,13 @@ async def nearest(
         query = await _weighed(connection, number, query)
     terms, bound = _distance(query)
     statement = sql.SQL(
-        "SELECT sparse.record_seq, 1 + ({terms}) AS distance FROM {sparse} AS sparse JOIN {records} AS record "
+        "SELECT sparse.record_seq, 1 + ({terms}) AS distance FROM {records} AS record JOIN {sparse} AS sparse "
         "ON record.seq = sparse.record_seq WHERE sparse.dims && %(sparse_dims)s::bigint[] AND ({condition}) "
         "ORDER BY distance, sparse.record_seq LIMIT %(sparse_k)s"
     ).format(terms=terms, sparse=table(number), records=tables.records(number), condition=condition)
     bound |= {"sparse_dims": query.indices.tolist(), "sparse_k": k}
-    cursor = await connection.execute(statement, {**parameters, **bound})
+    kept = None if wire.is_lasting(statement.as_bytes(connection)) else False
+    cursor = await connection.execute(statement, {**parameters, **bound}, prepare=kept)
     return [(int(seq), float(distance)) for seq, distance in await cursor.fetchall()]
 
 

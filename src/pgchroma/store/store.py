@@ -13,6 +13,7 @@ from pgchroma.ranking import Search
 from pgchroma.store import (
     barrier,
     catalog,
+    deletions,
     fork,
     migrations,
     operations,
@@ -144,9 +145,9 @@ class Store:
 
     async def delete_database(self, tenant: str, name: str) -> None:
         """Delete a database and all in it; NotFoundError."""
-        while await self._database.write(lambda c: catalog.drop_some_collections(c, tenant, name)):
+        while await self._database.write(lambda c: deletions.drop_some_collections(c, tenant, name)):
             pass
-        await self._database.write(lambda c: catalog.delete_database(c, tenant, name))
+        await self._database.write(lambda c: deletions.delete_database(c, tenant, name))
 
     async def ensure_database(self, tenant: str, name: str) -> None:
         """Create tenant and database where they are missing."""
@@ -236,7 +237,7 @@ class Store:
 
     async def delete_collection(self, tenant: str, database: str, name: str) -> None:
         """Delete a collection; NotFoundError."""
-        await self._database.write(lambda c: catalog.delete_collection(c, tenant, database, name))
+        await self._database.write(lambda c: deletions.delete_collection(c, tenant, database, name))
 
     async def fork(
         self, collection_id: UUID, new_name: str, tenant: str | None = None, database: str | None = None
@@ -254,9 +255,9 @@ class Store:
 
     async def reset(self) -> None:
         """Delete everything."""
-        while await self._database.write(lambda c: catalog.drop_some_collections(c, None, None)):
+        while await self._database.write(lambda c: deletions.drop_some_collections(c, None, None)):
             pass
-        await self._database.write(catalog.reset)
+        await self._database.write(deletions.reset)
 
     # Records
 

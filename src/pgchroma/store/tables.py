@@ -3,7 +3,11 @@
 `pgchroma_data.r<n>` holds records: `seq` is the insertion order and never changes, `vseq` names the record's row in
 `pgchroma_data.v<n>`, which holds vectors. An update that leaves the embedding alone so never touches a vector index; one that
 changes it writes a new vector with a new, higher number, which puts it into the tail.
+
+Every statement and transaction takes the records first, then the vectors: whoever deletes a collection locks them in that order.
 """
+
+from collections.abc import Sequence
 
 from psycopg import sql
 
@@ -60,12 +64,29 @@ def create(number: int, dimension: int, space: str) -> list[sql.Composed]:
     return statements
 
 
-def cancel_builds(number: int) -> sql.Composed:
+def cancel_builds(numbers: Sequence[int]) -> sql.Composed:
     """Return the statement that interrupts the indexer where it builds an index of these tables."""
     return sql.SQL(
         "SELECT pg_cancel_backend(pid) FROM pg_stat_progress_create_index JOIN pg_stat_activity USING (pid) "
-        "WHERE relid IN (to_regclass({}), to_regclass({})) AND usename = current_user AND application_name = {}"
-    ).format(sql.Literal(f"{SCHEMA}.v{number}"), sql.Literal(f"{SCHEMA}.r{number}"), sql.Literal(INDEXER))
+        "WHERE relid IN (SELECT to_regclass({} || letter || number) FROM unnest(ARRAY['r', 'v']) AS letter, unnest({}::bigint[]) AS number) "
+        "AND usename = current_user AND application_name = {}"
+    ).format(sql.Literal(f"{SCHEMA}."), sql.Literal(list(numbers)), sql.Literal(INDEXER))
+
+
+def existing(numbers: Sequence[int], prefixes: Sequence[str]) -> sql.Composed:
+    """Return the statement for the names of the tables of collections that there are, of those that begin with these letters."""
+    return sql.SQL(
+        "SELECT relname FROM pg_class WHERE relnamespace = {}::regnamespace AND relname = ANY({}) ORDER BY relname"
+    ).format(
+        sql.Literal(SCHEMA), sql.Literal([f"{prefix}{number}" for prefix in prefixes for number in numbers])
+    )
+
+
+def lock(names: Sequence[str]) -> sql.Composed:
+    """Return the statement that locks tables against everybody else."""
+    return sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(
+        sql.SQL(", ").join(sql.Identifier(SCHEMA, name) for name in names)
+    )
 
 
 def drop(number: int) -> sql.Composed:

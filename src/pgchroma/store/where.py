@@ -13,7 +13,7 @@ from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError
 from pgchroma.store import configuration, metadata, segments, tables, text
-from pgchroma.store.regex import Regex
+from pgchroma.store.patterns import Patterns
 from pgchroma.store.segments import RecordSegment
 
 # What stands for a record's id in a clause.
@@ -72,21 +72,20 @@ class Compiler:
 
     Args:
         schema: the collection's schema; filters on keys whose index is off are refused.
-        regex_hits: for every pattern, the numbers of the records that match it; without it `patterns` tells which are needed.
+        patterns: what is known of regular expressions, which PostgreSQL is not asked to evaluate. Those met are added; as long as
+            no documents have been looked at the conditions select every record that might match.
 
     Attributes:
         parameters: the named parameters that the conditions refer to.
-        patterns: the regular expressions met, which PostgreSQL is not asked to evaluate.
         needles: substrings that every document must contain which the conditions together select.
     """
 
-    def __init__(self, schema: dict[str, Any], regex_hits: Mapping[str, set[int]] | None = None) -> None:
+    def __init__(self, schema: dict[str, Any], patterns: Patterns | None = None) -> None:
         self._schema = schema
-        self._regex_hits = regex_hits or {}
+        self.patterns = Patterns() if patterns is None else patterns
         # How many `$or` the condition that is being compiled lies in.
         self._alternatives = 0
         self.needles: list[str] = []
-        self.patterns: dict[str, Regex] = {}
         self.parameters: dict[str, Any] = {}
         self._conditions = 0
 
@@ -107,13 +106,6 @@ class Compiler:
         """Return the condition of a `where_document` clause; InvalidArgumentError names what is wrong with it."""
         configuration.require_full_text(self._schema)
         return self._boolean(clause, "where document", self._document_leaf, 0)
-
-    def still_holds(self, seq: int, document: str | None) -> bool:
-        """Whether a record's document agrees with what was found of it when the regular expressions were run."""
-        return all(
-            (document is not None and regex.matches(document)) == (seq in self._regex_hits.get(pattern, ()))
-            for pattern, regex in self.patterns.items()
-        )
 
     def _boolean(
         self, clause: object, name: str, leaf: Callable[[str, Any], Condition], depth: int
@@ -221,9 +213,10 @@ class Compiler:
             if operator == "$contains" and not self._alternatives:
                 self.needles.append(needle)
         else:
-            if value not in self.patterns:
-                self.patterns[value] = Regex(value)
-            condition = self._sql("record.seq = ANY({}::bigint[])", sorted(self._regex_hits.get(value, ())))
+            self.patterns.compile(value)
+            if self.patterns.hits is None:
+                return self._sql("true")
+            condition = self._sql("record.seq = ANY({}::bigint[])", sorted(self.patterns.hits[value]))
         return _not(condition) if "not" in operator else condition
 
 

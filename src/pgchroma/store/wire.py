@@ -14,6 +14,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from psycopg import AsyncConnection, errors
+from psycopg._preparing import PrepareManager
 from psycopg.adapt import Buffer, Dumper, PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
@@ -24,6 +25,8 @@ _Key: TypeAlias = tuple[bytes, tuple[int, ...]]
 
 # Statements that a connection keeps prepared, at most; each holds a plan in the memory of PostgreSQL's process.
 _KEPT = 100
+# Bytes of a statement's text above which nothing of it is kept, neither here nor in PostgreSQL.
+_LONGEST_KEPT = 16_384
 _PLACEHOLDER = re.compile(rb"%(?:\((\w+)\)s|%)")
 # After a query whose rows were streamed libpq goes on handing rows out in portions, in pipeline mode.
 _ROWS = (ExecStatus.TUPLES_OK, ExecStatus.TUPLES_CHUNK)
@@ -57,6 +60,21 @@ class NumbersDumper(Dumper):
         return head.tobytes() + fields.tobytes()
 
 
+class OwnStatements(PrepareManager):
+    """Deallocates what psycopg prepared, one by one.
+
+    After a ROLLBACK, DROP or ALTER psycopg would deallocate everything, what `fetch` has prepared included.
+    """
+
+    def clear(self) -> bool:
+        """Forget everything, and have it deallocated."""
+        names = list(self._names.values())
+        self._counts.clear()
+        self._names.clear()
+        self._to_flush.extend(names)
+        return bool(names)
+
+
 class Prepared:
     """Which statements a connection has prepared; those used last are kept."""
 
@@ -88,9 +106,17 @@ class Prepared:
         self._names.clear()
 
 
-@lru_cache(maxsize=1024)
+def is_lasting(query: bytes) -> bool:
+    """Whether a query is short enough to be kept: of long ones, as filters of many conditions make them, hardly one is like another."""
+    return len(query) <= _LONGEST_KEPT
+
+
 def _numbered(query: bytes) -> tuple[bytes, tuple[str, ...]]:
     """Return a query with `$1` and so on in the place of `%(name)s`, and the names in that order."""
+    return _kept_numbered(query) if is_lasting(query) else _number(query)
+
+
+def _number(query: bytes) -> tuple[bytes, tuple[str, ...]]:
     names: dict[str, int] = {}
 
     def number(match: re.Match[bytes]) -> bytes:
@@ -99,6 +125,9 @@ def _numbered(query: bytes) -> tuple[bytes, tuple[str, ...]]:
         return b"$%d" % names.setdefault(match.group(1).decode(), len(names) + 1)
 
     return _PLACEHOLDER.sub(number, query), tuple(names)
+
+
+_kept_numbered = lru_cache(maxsize=1024)(_number)
 
 
 async def fetch(
@@ -142,7 +171,7 @@ async def _fetch(
     values = transformer.dump_sequence([parameters[name] for name in names], [PyFormat.AUTO] * len(names))
     types, formats = tuple(transformer.types or ()), transformer.formats
     key = (text, types)
-    name, is_new, forgotten = prepared.use(key) if prepare else (b"", False, b"")
+    name, is_new, forgotten = prepared.use(key) if prepare and is_lasting(text) else (b"", False, b"")
     pgconn.enter_pipeline_mode()
     try:
         if forgotten:

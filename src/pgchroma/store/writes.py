@@ -1,6 +1,7 @@
 """Adding, upserting, updating and deleting records; each function runs inside the caller's transaction.
 
-Two batches that touch the same ids always lock them in the same order: existing records first, by id, then new ones, by id.
+Two batches that touch the same ids always lock them in the same order: existing records first, by id, then new ones, by id, and
+last the collection's row in the catalog, where the batch brings something new to it.
 What still collides (two batches adding the same new id) fails with a race that `Database.write` repeats.
 """
 
@@ -25,6 +26,7 @@ from pgchroma.store import (
     sparse,
     text,
     vectors,
+    wire,
 )
 from pgchroma.store.connection import Connection
 from pgchroma.store.inserts import Change
@@ -86,18 +88,14 @@ def _check(batch: RecordBatch, *, embeddings_required: bool) -> None:
         raise InvalidArgumentError("Embeddings must be finite: NaN or Infinity found")
 
 
-async def _target(
-    connection: Connection, collection_id: UUID, batch: RecordBatch, *, discover: bool = True
-) -> Collection:
-    """Return the collection, with its dimension fixed and checked and, with `discover`, new metadata keys recorded."""
+async def _target(connection: Connection, collection_id: UUID, batch: RecordBatch) -> Collection:
+    """Return the collection, with its dimension fixed and checked."""
     collection = await catalog.get_collection_by_id(connection, collection_id)
     if batch.embeddings is not None and len(batch.embeddings):
         dimension = int(batch.embeddings.shape[1])
         if collection.dimension is None:
             collection = await catalog.fix_dimension(connection, collection, dimension)
         require_dimension(collection, dimension)
-    if discover and batch.metadatas is not None:
-        await _discover(connection, collection, batch.metadatas)
     return collection
 
 
@@ -109,10 +107,21 @@ def require_dimension(collection: Collection, dimension: int) -> None:
         )
 
 
-async def _discover(
-    connection: Connection, collection: Collection, metadatas: Sequence[Mapping[str, Any] | None]
+async def _note(
+    connection: Connection,
+    collection: Collection,
+    batch: RecordBatch,
+    written: Sequence[Change],
+    metadatas: Sequence[Mapping[str, Any] | None],
 ) -> None:
+    """Note what a batch has done and, in the catalog, what it is the first to have: metadata keys, lengths of embeddings.
+
+    At the end of every write: who waits for the collection's row has all other locks, so that no two wait for each other.
+    """
+    await operations.note(connection, collection.id, len(batch))
     await catalog.add_discovered_keys(connection, collection, bulk.kinds(metadatas))
+    moved = [change for change in written if change.row is not None]
+    await sketches.note_lengths(connection, collection, inserts.embeddings_of(moved, _matrix(batch)))
 
 
 async def add(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
@@ -120,16 +129,16 @@ async def add(connection: Connection, collection_id: UUID, batch: RecordBatch) -
     _check(batch, embeddings_required=True)
     if not len(batch):
         return
-    collection = await _target(connection, collection_id, batch, discover=False)
+    collection = await _target(connection, collection_id, batch)
     changes = _fold(batch, first_wins=True)
     cursor = await connection.execute(
         sql.SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(inserts.records(collection)), [list(changes)]
     )
     for row in await cursor.fetchall():
         del changes[row[0]]
-    await _discover(connection, collection, [change.patch for change in changes.values()])
-    await inserts.insert(connection, collection, list(changes.values()), _matrix(batch))
-    await operations.note(connection, collection_id, len(batch))
+    new = list(changes.values())
+    await inserts.insert(connection, collection, new, _matrix(batch))
+    await _note(connection, collection, batch, new, [change.patch for change in new])
 
 
 async def upsert(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
@@ -143,7 +152,7 @@ async def upsert(connection: Connection, collection_id: UUID, batch: RecordBatch
     await _update(connection, collection, existing, _matrix(batch))
     new = [change for change in changes.values() if not change.seq]
     await inserts.insert(connection, collection, new, _matrix(batch))
-    await operations.note(connection, collection_id, len(batch))
+    await _note(connection, collection, batch, list(changes.values()), batch.metadatas or ())
 
 
 async def update(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
@@ -156,9 +165,8 @@ async def update(connection: Connection, collection_id: UUID, batch: RecordBatch
         return
     changes = _fold(batch, first_wins=False)
     existing = await _lock(connection, collection, changes)
-    await _discover(connection, collection, [change.patch for change in existing])
     await _update(connection, collection, existing, _matrix(batch))
-    await operations.note(connection, collection_id, len(batch))
+    await _note(connection, collection, batch, existing, [change.patch for change in existing])
 
 
 async def delete(connection: Connection, collection_id: UUID, selection: Filter) -> int:
@@ -167,22 +175,26 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
     condition, parameters, compiler = await reads.condition(connection, collection, selection)
     if collection.table_number is None:
         return 0
+    patterns = compiler.patterns
     victims = sql.SQL("SELECT seq FROM {} AS record WHERE {} ORDER BY seq LIMIT {}").format(
         inserts.records(collection), condition, sql.Literal(selection.limit)
     )
     query = sql.SQL(
         "SELECT record.seq, record.vseq, {} FROM {} AS record WHERE {}{} ORDER BY record.id FOR UPDATE"
     ).format(
-        sql.SQL("record.document" if compiler.patterns else "NULL"),
+        sql.SQL("record.document" if patterns.compiled else "NULL"),
         inserts.records(collection),
         condition,
         sql.SQL("") if selection.limit is None else sql.SQL(" AND record.seq IN ({})").format(victims),
     )
-    cursor = await connection.execute(query, parameters)
+    # Of long texts, as filters of many conditions make them, psycopg is to keep none.
+    kept = None if wire.is_lasting(query.as_bytes(connection)) else False
+    cursor = await connection.execute(query, parameters, prepare=kept)
     rows = await cursor.fetchall()
-    for seq, _, document in rows:
+    if patterns.compiled:
         # PostgreSQL has looked again at what changed while this waited for its lock, but cannot do so for a pattern.
-        if not compiler.still_holds(seq, None if document is None else text.decode(document)):
+        found = [(seq, document) for seq, _, document in rows]
+        if not await patterns.run(lambda: patterns.still_hold(found), at_once=patterns.is_quick(found)):
             raise psycopg.errors.SerializationFailure("a document changed after it was searched")
     if rows:
         # Separate statements: they must see what other transactions committed while this one waited for the locks.
@@ -201,9 +213,6 @@ async def copy_records(connection: Connection, collection: Collection, records: 
     require_dimension(collection, prepared.dimension)
     if prepared.bits != collection.sketch:
         prepared = bulk.Prepared(list(prepared), collection.sketch)
-    await catalog.add_discovered_keys(connection, collection, prepared.kinds)
-    if not prepared.unit_length:
-        await sketches.note_other_length(connection, collection)
     seqs = await inserts.next_seqs(connection, len(prepared))
     columns = bulk.COLUMNS if prepared.bits else bulk.COLUMNS[:-1]
     table = sql.SQL("{} ({})").format(
@@ -217,6 +226,10 @@ async def copy_records(connection: Connection, collection: Collection, records: 
         found = {int(seqs[place]): {key: value} for place, value in prepared.sparse(key).items()}
         await sparse.insert(connection, collection, found)
     await operations.note(connection, collection.id, len(prepared))
+    # Last, as in every write.
+    await catalog.add_discovered_keys(connection, collection, prepared.kinds)
+    if not prepared.unit_length:
+        await sketches.note_other_length(connection, collection)
     return len(prepared)
 
 
@@ -257,7 +270,7 @@ async def _update(
     if moved:
         numbers = await inserts.next_seqs(connection, len(moved))
         seqs = np.array([change.seq for change in moved], dtype=np.int64)
-        matrix = embeddings[inserts.row_numbers(moved)]
+        matrix = inserts.embeddings_of(moved, embeddings)
         await inserts.copy(
             connection, inserts.embeddings(collection), vectors.copy_buffer(numbers, seqs, matrix)
         )
@@ -269,7 +282,6 @@ async def _update(
                 change.seq: sketches.text(row, matrix.shape[1], bits)
                 for change, row in zip(moved, packed, strict=True)
             }
-        await sketches.note_lengths(connection, collection, matrix)
     merged = [
         None if change.patch is None else metadata.merge(change.old_metadata, change.patch)
         for change in changes
