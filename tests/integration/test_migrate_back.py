@@ -114,6 +114,23 @@ def test_a_folder_that_was_used_meanwhile_is_not_overwritten(
     assert "odd: records was 114, is 113" in done.stderr
 
 
+def test_a_release_that_would_change_the_folders_layout_is_refused(database_url: str, tmp_path: Path) -> None:
+    old = chroma.extract("1.0.21", tmp_path)
+    assert run(old, database_url, tmp_path / "there.json").code == ExitCode.OK
+    since = ("--since", tmp_path / "there.json")
+    newer = run(database_url, old, tmp_path / "back.json", *since, "--chromadb-version", "1.5.9")
+    assert newer.code == ExitCode.REFUSED
+    assert "turns the layout" in newer.stderr
+    assert not old.with_name(f"{old.name}.partial").exists()
+    # Of a layout between the measured ones nobody knows which release wrote it.
+    with sqlite3.connect(old / "chroma.sqlite3") as database:
+        database.execute("DELETE FROM migrations WHERE dir = 'sysdb' AND version = 9")
+    database.close()
+    unknown = run(database_url, old, tmp_path / "back.json", *since)
+    assert unknown.code == ExitCode.REFUSED
+    assert "--chromadb-version" in unknown.stderr
+
+
 def test_another_databases_receipt_is_refused(folder: Path, database_url: str, tmp_path: Path) -> None:
     assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
     told = json.loads((tmp_path / "there.json").read_text())

@@ -13,7 +13,7 @@ from pgchroma.exit_codes import ExitCode
 from pgchroma.migrate.exchange.jsonl import open_jsonl
 from pgchroma.migrate.exchange.parquet import open_parquet
 from pgchroma.migrate.progress import Display
-from pgchroma.migrate.remote import versions
+from pgchroma.migrate.remote import lock, versions
 from pgchroma.migrate.remote.folder import ChromaProcess
 from support import chroma
 from support.command import Outcome, pgchroma, within
@@ -191,6 +191,61 @@ def test_a_migration_to_a_server_is_resumed_after_a_kill(
     assert sum(row["records"] for row in noted["collections"].values()) < done.json["records"] == 465
     assert done.json["resumed"] is True
     assert not (tmp_path / "receipt.journal.json").exists()
+
+
+def _is_running(process_id: int) -> bool:
+    return Path(f"/proc/{process_id}").exists()
+
+
+@pytest.mark.parametrize("version", RECORDS)
+def test_a_folder_whose_migrator_was_killed_is_written_by_one_process_of_its_own_release(
+    version: str, moved: dict[str, str], tmp_path: Path
+) -> None:
+    target, receipt = tmp_path / "back", tmp_path / "receipt.json"
+    started = ("--to", target, "--receipt", receipt)
+    killed = pgchroma(
+        "migrate", "run", moved[version], *started, "--chromadb-version", version, prelude=_KILLED
+    )
+    assert killed.code == -9, killed.stderr
+    writer = json.loads((tmp_path / "receipt.journal.json").read_text())["writer"]
+
+    other = next(item for item in RECORDS if item != version)
+    resume = ("migrate", "resume", "--source", moved[version], *started, "--format", "json")
+    refused = within(*resume, "--chromadb-version", other)
+    assert refused.code == ExitCode.REFUSED
+    assert f"chromadb {version} began" in refused.stderr
+    # Without a release named it is that of the beginning, and the writer that was left alone is gone before the new one starts.
+    done = within(*resume)
+    assert done.code == ExitCode.OK, done.stderr
+    assert not _is_running(writer)
+    assert done.json["records"] == RECORDS[version]
+    assert done.json["target"]["layout"] == f"chromadb {version}"
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(
+    moved: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_WAIT_SECONDS", 0.1)
+    partial = tmp_path / "back.partial"
+    partial.mkdir()
+    (partial / "chroma.sqlite3").touch()
+    held = lock.FolderLock(partial)
+    arguments = (moved["1.5.9"], tmp_path / "back", tmp_path / "receipt.json")
+    refused = move(*arguments)
+    assert refused.code == ExitCode.REFUSED
+    assert "another process is writing" in refused.stderr
+    assert (partial / "chroma.sqlite3").exists()
+    held.close()
+    assert move(*arguments).code == ExitCode.OK
+
+
+def test_a_dry_run_into_a_folder_builds_nothing(
+    moved: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCHROMA_CACHE", str(tmp_path / "cache"))
+    done = move(moved["1.5.9"], tmp_path / "back", tmp_path / "receipt.json", "--dry-run")
+    assert done.code == ExitCode.OK, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_is_written_to_meanwhile_is_told(

@@ -246,6 +246,8 @@ def start_run(
             if not dry_run:
                 receipts.require_writable(path)
             sink = await connect()
+            if isinstance(sink, FolderSink) and not dry_run:
+                await asyncio.to_thread(sink.build)
             connected_at = time.monotonic()
             if dry_run:
                 await plans.require_free_targets(opened, sink)
@@ -325,18 +327,20 @@ def resume(
     shared.log_to(given["log_file"])
 
     async def work(second: SecondProcess | None) -> Json:
-        path = receipt_path
+        path, options = receipt_path, settings.options
         if not target.is_database and path is None:
             wanted = target.text.rstrip("/") if target.kind == "chroma-server" else str(target.path.resolve())
             found_at = journal.find(Path("receipts"), wanted)
             path = found_at.with_name(found_at.name.replace(".journal.json", ".json"))
-        async with _sink(target, settings.options, path or Path("receipts/resume.json")) as sink:
+        if target.kind == "chroma-folder" and path is not None:
+            options = settings.with_version(journal.release(path))
+        async with _sink(target, options, path or Path("receipts/resume.json")) as sink:
             noted = await sink.noted(run_id)
             path = path or receipts.default_path(noted.note.run_id)
             receipts.require_writable(path)
             origin = shared.place_of(source or noted.note.source, "source", given)
             places.require_existing(origin)
-            with places.open_source(origin, settings.options) as opened, display() as shown:
+            with places.open_source(origin, options) as opened, display() as shown:
                 chosen = opened
                 if {item.id: item.name for item in opened.collections()} != noted.names:
                     chosen = Selected.of_run(opened, noted.names)

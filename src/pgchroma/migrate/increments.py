@@ -63,11 +63,18 @@ def check_target(receipt: Json, place: Place, options: Options, receipts: Path) 
         _require_unchanged_files(receipt, place, options)
         return None
     before = receipt["source"]
-    version = None
+    version = options.chromadb_version
     if place.kind == "chroma-folder":
         with open_folder(place.path, options.work_folder) as folder:
             layout = folder.layout
-            version = versions.BY_LAYOUT.get((layout.sysdb, layout.metadb, layout.embeddings_queue))
+            version = version or versions.BY_LAYOUT.get(
+                (layout.sysdb, layout.metadb, layout.embeddings_queue)
+            )
+            if version is None:
+                raise RefusedError(
+                    f"which release of chromadb writes the layout of {place.text} is not known: {layout.name}",
+                    hint="name by --chromadb-version the release that the folder's application uses",
+                )
             ours = before["kind"] == place.kind and before["path"] == folder.description["path"]
             now = {item.path: item.state for item in folder.collections()}
             changed = ours and folder.fingerprint != before["fingerprint"]

@@ -70,6 +70,19 @@ def was_publishing(receipt_path: Path) -> bool:
     return path.exists() and read(path).get("publishing") is not None
 
 
+def release(receipt_path: Path) -> str | None:
+    """Return the chromadb release that began the folder of the run with this receipt; None where there is none to go on with."""
+    path = path_for(receipt_path)
+    layout = str(read(path)["target"].get("layout")) if path.exists() else ""
+    return layout.removeprefix("chromadb ") if layout.startswith("chromadb ") else None
+
+
+def writer(receipt_path: Path) -> int | None:
+    """Return the process id that the folder's writer had in the last attempt of the run with this receipt."""
+    path = path_for(receipt_path)
+    return read(path).get("writer") if path.exists() else None
+
+
 class Journal:
     """The journal of one run, kept in memory and written whole at each step: it is small."""
 
@@ -174,6 +187,11 @@ class Journal:
         row["phase"] = phase
         if errors is not None:
             row["errors"] = errors
+        self._write()
+
+    def note_writer(self, process_id: int) -> None:
+        """Note which process writes the folder."""
+        self.content["writer"] = process_id
         self._write()
 
     @property
