@@ -46,7 +46,13 @@ def emit(data: object, fmt: Format, text_renderer: TextRenderer | None = None) -
 
 def as_json(data: object) -> str:
     """Return a result as JSON text, as `emit` writes it."""
-    return json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair cannot be written, but escaped.
+        return json.dumps(data, indent=2, ensure_ascii=True, default=str) + "\n"
+    return text
 
 
 def line(text: str) -> None:

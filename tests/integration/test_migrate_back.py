@@ -16,6 +16,8 @@ import psycopg
 import pytest
 
 from pgchroma.exit_codes import ExitCode
+from pgchroma.migrate import places
+from pgchroma.migrate.places import Place
 from pgchroma.migrate.remote import versions
 from pgchroma.migrate.remote.folder import ChromaProcess
 from pgchroma.store import Store
@@ -206,6 +208,60 @@ def test_records_that_chroma_lost_are_what_the_policy_makes_of_them(
         )
     refused = run(folder, tmp_path / "x.jsonl", tmp_path / "f.json", "--policy", "record-lost=fail")
     assert refused.code == ExitCode.SOURCE_UNREADABLE
+
+
+def lose_a_record_with_half_a_surrogate_pair(folder: Path) -> dict[str, str]:
+    """Leave a record in the log alone, as Chroma does where SQLite refuses its texts; return its metadata."""
+    metadata = {"chroma:document": "half \ud800", "k\udc00": "v\udc01"}
+    with sqlite3.connect(folder / "chroma.sqlite3") as database:
+        database.execute("DELETE FROM embeddings WHERE embedding_id = 'south-backup-02'")
+        database.execute(
+            "UPDATE embeddings_queue SET metadata = ? WHERE id = 'south-backup-02'", (json.dumps(metadata),)
+        )
+    database.close()
+    return metadata
+
+
+def test_a_lost_record_whose_text_is_no_unicode_is_kept_as_it_is(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    lose_a_record_with_half_a_surrogate_pair(folder)
+    chosen = ("--policy", "record-lost=quarantine")
+    done = run(folder, database_url, tmp_path / "r.json", *chosen)
+    assert done.code == ExitCode.OK, done.stderr
+    shown = within("migrate", "quarantine", "--database-url", database_url, "--format", "json")
+    (kept,) = shown.json
+    assert kept["document"] == "half \ud800"
+    assert json.loads(kept["metadata"]) == {"k\udc00": "v\udc01"}
+    assert within("migrate", "quarantine", "--database-url", database_url).code == ExitCode.OK
+
+    # What no database keeps stands beside the receipt, and only once when the receipt's name is used again.
+    for _ in range(2):
+        done = run(folder, tmp_path / "x.jsonl", tmp_path / "x.json", *chosen)
+        assert done.code == ExitCode.OK, done.stderr
+        (tmp_path / "x.jsonl").unlink()
+    (line,) = (tmp_path / "x.quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["document"] == "half \ud800"
+    assert [item["id"] for item in done.json["skipped"]] == ["south-backup-02"]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_a_lost_record_whose_text_is_no_unicode_is_moved_only_when_repaired(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    lose_a_record_with_half_a_surrogate_pair(folder)
+    chosen = ("--policy", "record-lost=convert")
+    plan = within("migrate", "plan", folder, *chosen, "--format", "json").json
+    assert plan["runnable"] is False
+    refused = run(folder, tmp_path / name, tmp_path / "r.json", *chosen)
+    assert refused.code == ExitCode.SOURCE_UNREADABLE
+    assert "text-not-unicode=convert" in refused.stderr
+    done = run(folder, tmp_path / name, tmp_path / "r.json", *chosen, "--policy", "text-not-unicode=convert")
+    assert done.code == ExitCode.OK, done.stderr
+    with places.open_source(Place(places.kind_of(name), str(tmp_path / name)), places.Options()) as source:
+        notes = next(item for item in source.collections() if item.path == "south/live/notes")
+        last = [record for page in source.records(notes) for record in page][-1]
+    assert (last.document, last.metadata) == ("half \ufffd", {"k\ufffd": "v\ufffd"})
 
 
 def test_the_report_needs_nothing_but_itself(folder: Path, database_url: str, tmp_path: Path) -> None:

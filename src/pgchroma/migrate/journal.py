@@ -166,11 +166,7 @@ class Journal:
     ) -> Checkpoint:
         """Move a checkpoint after its batch is in the target; records put aside are made safe first."""
         if aside:
-            with self.quarantine_path.open("ab") as file:
-                file.writelines(quarantine_line(item) for item in aside)
-                file.flush()
-                os.fsync(file.fileno())
-                self.content["quarantine_bytes"] = file.tell()
+            self.content["quarantine_bytes"] = put_aside(self.quarantine_path, aside)
         row = self._row(collection)
         row["phase"] = "copying"
         row["records"] += written
@@ -211,6 +207,15 @@ class Journal:
 
     def _write(self) -> None:
         receipt.write(self.path, {**self.content, "format": FORMAT})
+
+
+def put_aside(path: Path, aside: Sequence[Quarantined]) -> int:
+    """Append records that were put aside to a file, have it on disk, and return how long it is."""
+    with path.open("ab") as file:
+        file.writelines(quarantine_line(item) for item in aside)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
 
 
 def quarantine_line(item: Quarantined) -> bytes:

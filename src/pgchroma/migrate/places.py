@@ -170,6 +170,7 @@ async def open_sink(place: Place, options: Options, receipt_path: Path, *, base:
     if place.kind in ("exchange-jsonl", "exchange-parquet"):
         return ExchangeSink(
             place.path,
+            receipt_path,
             parquet=place.kind == "exchange-parquet",
             work_folder=options.work_folder,
             replaces=base is not None,

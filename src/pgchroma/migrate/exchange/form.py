@@ -68,7 +68,11 @@ def metadata_to_text(metadata: dict[str, Any] | None) -> str | None:
     if not metadata:
         return None
     if all(map(_is_plain, metadata.values())):
-        return orjson.dumps(metadata).decode()
+        try:
+            return orjson.dumps(metadata).decode()
+        except orjson.JSONEncodeError:
+            # A text that is no Unicode, of a record that was put aside: it can still be escaped.
+            return json.dumps(metadata, separators=(",", ":"))
     return json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
 
 
