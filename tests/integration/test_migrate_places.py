@@ -1,5 +1,6 @@
 """The same records in every kind of place and back: folders of old and new Chroma, a server, files, databases."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pgchroma.errors import SourceError
 from pgchroma.exit_codes import ExitCode
 from pgchroma.migrate.exchange.jsonl import open_jsonl
 from pgchroma.migrate.exchange.parquet import open_parquet
+from pgchroma.migrate.model import Source
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.remote import lock, versions
 from pgchroma.migrate.remote.folder import ChromaProcess
@@ -112,11 +114,33 @@ def test_a_damaged_exchange_file_is_refused(folders: dict[str, Path], tmp_path: 
         plain + b"{}\n",
         b"[]\n",
         b'{"format": "other"}\n',
+        plain.replace(b'{"end":{"records":', b'{"end":{},"was":{"records":', 1),
     ):
         (tmp_path / "b.jsonl").write_bytes(content)
         with pytest.raises(SourceError) as caught, open_jsonl(tmp_path / "b.jsonl"):
             pass
         assert caught.value.hint
+    # The checksum of the whole is right, that of a collection's records is not.
+    body = plain[: plain.rindex(b'{"sha256"')]
+    start = body.index(b'"sha256":"') + 10
+    body = body[:start] + b"0" * 64 + body[start + 64 :]
+    trailer = json.loads(plain[len(body) :]) | {"sha256": hashlib.sha256(body).hexdigest()}
+    (tmp_path / "b.jsonl").write_bytes(body + json.dumps(trailer).encode() + b"\n")
+
+    def read_all(source: Source) -> None:
+        for item in source.collections():
+            assert list(source.records(item))
+
+    with open_jsonl(tmp_path / "b.jsonl") as source, pytest.raises(SourceError, match="have the digest"):
+        read_all(source)
+    manifest = tmp_path / "a.parquet" / "manifest.json"
+    whole = manifest.read_text()
+    told = json.loads(whole)
+    told["files"][0]["sha256_records"] = "0" * 64
+    manifest.write_text(json.dumps(told))
+    with open_parquet(tmp_path / "a.parquet") as folder, pytest.raises(SourceError, match="have the digest"):
+        read_all(folder)
+    manifest.write_text(whole)
     packed = (tmp_path / "a.jsonl.zst").read_bytes()
     (tmp_path / "b.jsonl.zst").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(SourceError, match="is damaged"), open_jsonl(tmp_path / "b.jsonl.zst"):
@@ -275,9 +299,7 @@ def test_a_server_that_is_written_to_meanwhile_is_told(
     assert "default_tenant/default_database/odd: records were changed between copy and proof" in done.stderr
 
 
-def test_a_token_is_asked_for_and_never_shown(tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text("secret-token\n")
+def test_credentials_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     done = within("migrate", "plan", "http://127.0.0.1:9", "--source-token-file", tmp_path / "none")
     assert done.code == ExitCode.CONFIGURATION
     assert "cannot read" in done.stderr

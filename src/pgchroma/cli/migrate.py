@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -311,6 +311,7 @@ async def _increment(place: Place, target: Place, settings: Given, path: Path, r
 @database_options
 @shared.source_access
 @shared.target_options
+@shared.scope_option
 @work_folder
 @shared.receipt_out
 @shared.log_file
@@ -340,6 +341,12 @@ def resume(
             receipts.require_writable(path)
             origin = shared.place_of(source or noted.note.source, "source", given)
             places.require_existing(origin)
+            if origin.kind == "chroma-server" and not options.scopes:
+                # It tells only of the databases that it is asked about: those that were moved.
+                parts = [path.split("/", 2) for path in noted.states]
+                found_in = sorted({(tenant, database) for tenant, database, _ in parts})
+                looked = tuple((tenant, database, None) for tenant, database in found_in)
+                options = replace(options, scopes=looked, wanted=False)
             with places.open_source(origin, options) as opened, display() as shown:
                 chosen = opened
                 if {item.id: item.name for item in opened.collections()} != noted.names:

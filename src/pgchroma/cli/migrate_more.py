@@ -94,7 +94,9 @@ def verify(
 
             def opened(place: Place, scopes: Sequence[Scope], renames: Mapping[str, str]) -> Source:
                 places.require_existing(place)
-                options = replace(settings.options, scopes=tuple(scopes), renames=renames)
+                # What a receipt names and is gone is a difference, no mistake in an option.
+                wanted = scopes is settings.options.scopes
+                options = replace(settings.options, scopes=tuple(scopes), renames=renames, wanted=wanted)
                 return stack.enter_context(places.open_source(place, options))
 
             # A server tells only of the tenants that it is asked about: those that were moved.
@@ -126,7 +128,9 @@ def verify(
             else:
                 renames = {} if receipt else settings.options.renames
                 first, goal = opened(source_place(), chosen, renames), target_place()
-                second = opened(goal, written if receipt and goal.kind == "chroma-server" else (), {})
+                pairs = {(item.tenant, item.database): None for item in first.collections()}
+                looked = written or [(*pair, None) for pair in pairs]
+                second = opened(goal, looked if goal.kind == "chroma-server" else (), {})
                 if receipt is not None:
                     first = _named(first, receipt)
                     reverify.require_unchanged(receipt, first)

@@ -78,14 +78,15 @@ target_options = _together(
         help="A Python that has this release installed, for a host without a package registry.",
     ),
 )
+scope_option = click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    metavar="TENANT[/DATABASE[/COLLECTION]]",
+    help="Move only this. Also names tenants of a server that cannot list them. May be repeated.",
+)
 selection_options = _together(
-    click.option(
-        "--scope",
-        "scopes",
-        multiple=True,
-        metavar="TENANT[/DATABASE[/COLLECTION]]",
-        help="Move only this. Also names tenants of a server that cannot list them. May be repeated.",
-    ),
+    scope_option,
     click.option(
         "--rename",
         "renames",

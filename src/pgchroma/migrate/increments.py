@@ -19,6 +19,7 @@ from pgchroma.migrate.remote.folder import FolderSink
 from pgchroma.migrate.remote.sink import ServerSink
 from pgchroma.migrate.remote.source import open_server
 from pgchroma.migrate.reverify import against_receipt, limits_of
+from pgchroma.migrate.selection import parse_scopes
 from pgchroma.migrate.since import Applier, Increment, require_usable
 
 
@@ -79,7 +80,8 @@ def check_target(receipt: Json, place: Place, options: Options, receipts: Path) 
             now = {item.path: item.state for item in folder.collections()}
             changed = ours and folder.fingerprint != before["fingerprint"]
     else:
-        with open_server(Access(place.text, place.headers)) as server:
+        scopes = parse_scopes(receipt.get("scopes", ()))
+        with open_server(Access(place.text, place.headers), scopes) as server:
             ours = before["kind"] == place.kind and before["path"] == server.description["path"]
             now = {item.path: item.state for item in server.collections()}
             changed = ours and server.fingerprint != before["fingerprint"]

@@ -38,7 +38,7 @@ from pgchroma.migrate.model import (
     as_they_are,
 )
 from pgchroma.migrate.remote import versions
-from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError
+from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError, RemoteRefusalError
 from pgchroma.migrate.remote.lock import FolderLock
 from pgchroma.migrate.remote.sink import ServerSink
 from pgchroma.types import Float32Matrix, Record
@@ -310,7 +310,7 @@ class FolderSink:
         """Append records."""
         try:
             return await (await self._started()).write(collection, checkpoint, records, quarantined, position)
-        except RemoteError as error:
+        except (RemoteError, RemoteRefusalError) as error:
             raise SourceError(
                 f"chromadb {self.version} does not take the batch: {error.message}",
                 hint=f"see its log {self._receipt_path.with_suffix('.chroma.log')}",

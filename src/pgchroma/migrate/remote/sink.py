@@ -23,7 +23,7 @@ from pgchroma.migrate.model import (
     SourceCollection,
     as_they_are,
 )
-from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError, in_batches
+from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError, RemoteRefusalError, in_batches
 from pgchroma.migrate.remote.source import ServerSource, described
 from pgchroma.migrate.selection import Scope
 from pgchroma.store import configuration as configurations
@@ -93,7 +93,8 @@ class ServerSink:
             vectors=1_000_000,
             name=63 if old else 512,
             plain_metadata=True,
-            arrays=not old,
+            arrays=self.client.takes_arrays,
+            sparse=self.client.is_pgchroma,
             finite_vectors=True,
         )
 
@@ -204,7 +205,7 @@ class ServerSink:
         """Ask the server; None when it cannot answer, which some do where distances leave the range of floats."""
         try:
             return await asyncio.to_thread(self.client.query, *self.where(collection), vectors, count)
-        except RemoteError as error:
+        except (RemoteError, RemoteRefusalError) as error:
             logger.warning("%s is not asked: %s", collection.path, error.message)
             return None
 
