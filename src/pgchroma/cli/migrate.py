@@ -237,7 +237,7 @@ def start_run(
             "--since has no dry run: what is newer is known when it is applied", hint="leave --dry-run out"
         )
     if since:
-        return shared.carry_out(_increment(place, target, settings, path, receipts.read(since)))
+        return shared.carry_out(_increment(place, target, settings, path, receipts.read_moved(since)))
 
     async def work(second: SecondProcess | None) -> Json:
         started = time.monotonic()

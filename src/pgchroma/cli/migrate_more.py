@@ -15,6 +15,7 @@ from pgchroma.cli import migrate_options as shared
 from pgchroma.cli import migrate_text as texts
 from pgchroma.cli.migrate_options import Given
 from pgchroma.cli.options import database_options, format_option, required_url, run_id, work_folder
+from pgchroma.cli.tables import tables
 from pgchroma.errors import ConfigurationError, RefusedError, VerificationError
 from pgchroma.migrate import cleanup as cleanups
 from pgchroma.migrate import places, reverify
@@ -74,12 +75,20 @@ def verify(
 ) -> None:
     """Prove a migration once more, or compare any two places; reads, and writes to neither.
 
+    SOURCE may also be a receipt: FILE.json is one and no place. One of tables is what `pgchroma tables verify` proves.
+
     Ends with exit code 8 when a record differs, for instance because applications have written to the target since.
     """
     settings = Given.of(given)
     shared.log_to(given["log_file"])
+    if source is not None and receipt_path is None and Path(source).suffix == ".json":
+        # No place is called so.
+        receipt_path, source = Path(source), None
     origin = source or source_option
-    receipt = receipts.read(receipt_path) if receipt_path else None
+    if receipt_path is not None and receipts.is_about_tables(receipts.read(receipt_path)):
+        _verify_tables(receipt_path, origin, fmt, given)
+        return
+    receipt = receipts.read_moved(receipt_path) if receipt_path else None
     if receipt is None and (origin is None or against == "receipt"):
         raise ConfigurationError(
             "there is nothing to compare with", hint="name a --receipt, or SOURCE and --to"
@@ -159,6 +168,18 @@ def verify(
             f"the target differs in {', '.join(different)}",
             hint="expected when applications wrote to it since the migration; otherwise restore it from a backup or migrate anew",
         )
+
+
+def _verify_tables(receipt_path: Path, origin: str | None, fmt: output.Format, given: dict[str, Any]) -> None:
+    click.get_current_context().invoke(
+        tables.commands["verify"],
+        receipt_path=receipt_path,
+        source=None if origin is None else Path(origin),
+        database_url=given["target"] or given["database_url"],
+        database_password_file=given["database_password_file"],
+        work_folder=given["work_folder"],
+        fmt=fmt,
+    )
 
 
 def _told(receipt: Json | None, side: str) -> str:
@@ -247,7 +268,7 @@ def cleanup(
 
     A verified copy is kept unless told otherwise. The collections in the target are not touched.
     """
-    prepared = cleanups.prepare(receipts.read(receipt_path), source, backup_to, backup=not no_backup)
+    prepared = cleanups.prepare(receipts.read_moved(receipt_path), source, backup_to, backup=not no_backup)
     told = prepared.as_json()
     if not yes:
         output.emit({**told, "removed": False}, fmt, texts.cleanup(told, done=False))
