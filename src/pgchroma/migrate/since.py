@@ -17,8 +17,6 @@ from pgchroma.migrate.remote.client import RemoteClient, in_batches
 from pgchroma.migrate.remote.sink import ServerSink
 from pgchroma.types import Record
 
-_SEQS_AT_ONCE = 2_000
-
 
 @dataclass(slots=True)
 class Increment:
@@ -102,9 +100,7 @@ class Applier:
         return done
 
     def _pages(self, collection: SourceCollection, seqs: list[int]) -> Iterator[list[Record]]:
-        stored = self._source.stored[collection.id]
-        for start in range(0, len(seqs), _SEQS_AT_ONCE):
-            yield self._source.snapshot.records_of(stored, seqs[start : start + _SEQS_AT_ONCE])
+        return self._source.snapshot.records_of(self._source.stored[collection.id], seqs)
 
     def _add(self, where: tuple[str, str, str], records: list[Record]) -> None:
         for batch in in_batches(records, self._client.max_batch):

@@ -15,6 +15,8 @@ from pgchroma.migrate.selection import Scope, in_scope
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Record
 
 PAGE_RECORDS = 1_000
+# How long the records are is known when the first are there.
+_FIRST_PAGE_RECORDS = 16
 PAGE_BYTES = 16 * 1024 * 1024
 _IDS_AT_ONCE = 10_000
 
@@ -143,7 +145,7 @@ class ServerSource:
     def records(self, collection: SourceCollection, after: int = 0) -> Iterator[list[Record]]:
         """Yield pages of records; `seq` is the place in the server's order, beginning with 1."""
         where = (collection.tenant, collection.database, str(collection.id))
-        size = min(PAGE_RECORDS, max(50, PAGE_BYTES // (8 * (collection.dimension or 1) + 4000)))
+        size = _FIRST_PAGE_RECORDS
         while page := self.client.records(*where, limit=size, offset=after):
             yield page
             after = page[-1].seq
