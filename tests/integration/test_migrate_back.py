@@ -76,6 +76,90 @@ def test_what_is_newer_than_the_receipt_goes_back_into_the_folder(
     assert sum(item["born"] + item["changed"] + item["deleted"] for item in again.json["increment"]) == 0
 
 
+async def change_what_old_chroma_can_be_told(url: str, *, lose_a_key: bool = False) -> None:
+    """Change records, descriptions and collections in every way that a release before 1.0 can be told of, or in one more."""
+    async with await Store.open(url) as store:
+        odd = await store.get_collection("default_tenant", "default_database", "odd")
+        vectors = np.random.default_rng(5).normal(size=(5, 16)).astype(np.float32)
+        await store.delete(odd.id, Filter(ids=["plain-1", "types"]))
+        await store.add(
+            odd.id, RecordBatch(["plain-1", "born"], vectors[:2], metadatas=[{"again": True}, None])
+        )
+        await store.update(odd.id, RecordBatch(["plain-3"], metadatas=[{"other": 1.0}]))
+        await store.upsert(odd.id, RecordBatch(["plain-4"], vectors[2:3]))
+        if lose_a_key:
+            await store.update(odd.id, RecordBatch(["plain-5"], metadatas=[{"n": None}]))
+        handbook = await store.get_collection("default_tenant", "default_database", "handbook")
+        await store.modify_collection(
+            handbook.id, new_name="manual", new_metadata={"owner": "docs", "n": 2.5}
+        )
+        # Two that exchange their names within a database.
+        empty = await store.get_collection("default_tenant", "default_database", "empty")
+        for ident, name in ((odd.id, "on-the-way"), (empty.id, "odd"), (odd.id, "empty")):
+            await store.modify_collection(ident, new_name=name)
+        await store.delete_collection("north", "trial", "notes")
+
+
+@pytest.mark.parametrize("version", ["1.5.9", "0.5.23"])
+def test_descriptions_names_and_deleted_collections_go_back_too(
+    version: str, database_url: str, tmp_path: Path
+) -> None:
+    folder = chroma.extract(version, tmp_path)
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    asyncio.run(change_what_old_chroma_can_be_told(database_url))
+    done = run(database_url, folder, tmp_path / "back.json", "--since", tmp_path / "there.json")
+    assert done.code == ExitCode.OK, done.stderr
+    assert done.json["collections_gone"] == ["north/trial/notes"]
+    default = "default_tenant/default_database"
+    assert {(item["from"], item["to"]) for item in done.json["collections_renamed"]} == {
+        (f"{default}/{old}", f"{default}/{new}") for old, new in (("handbook", "manual"), ("odd", "empty"), ("empty", "odd"))
+    }  # fmt: skip
+    described = {item["collection"]: item["described"] for item in done.json["increment"]}
+    assert described[f"{default}/manual"] == ["metadata"]
+    assert "was renamed to" in Path(done.json["report"]).read_text()
+    # The other way round, too: nothing is left in the folder that the database does not have.
+    same = within("migrate", "verify", database_url, "--to", folder, "--format", "json")
+    assert same.code == ExitCode.OK, same.stderr
+    assert same.json["only_in_target"] == []
+    with places.open_source(Place("chroma-folder", str(folder)), places.Options()) as source:
+        manual = next(item for item in source.collections() if item.name == "manual")
+    assert {"owner": "docs", "n": 2.5}.items() <= (manual.metadata or {}).items()
+
+    again = run(database_url, folder, tmp_path / "more.json", "--since", tmp_path / "back.json")
+    assert again.code == ExitCode.OK, again.stderr
+    assert sum(item["born"] + item["changed"] + item["deleted"] for item in again.json["increment"]) == 0
+
+
+def test_what_old_chroma_cannot_be_told_is_refused_before_anything_is_changed(
+    database_url: str, tmp_path: Path
+) -> None:
+    folder = chroma.extract("0.5.23", tmp_path)
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    asyncio.run(change_what_old_chroma_can_be_told(database_url, lose_a_key=True))
+    refused = run(database_url, folder, tmp_path / "back.json", "--since", tmp_path / "there.json")
+    assert refused.code == ExitCode.REFUSED
+    assert "'plain-5' has lost the metadata keys n" in refused.stderr
+    assert (
+        within("migrate", "verify", tmp_path / "there.json", "--against", "receipt", "--side", "source").code
+        == ExitCode.OK
+    )
+
+
+def test_a_collection_that_only_the_target_has_is_named(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    done = run(folder, tmp_path / "part.jsonl", tmp_path / "p.json", "--scope", "south")
+    assert done.code == ExitCode.OK, done.stderr
+    compared = within("migrate", "verify", tmp_path / "part.jsonl", "--to", database_url, "--format", "json")
+    assert compared.code == ExitCode.OK, compared.stderr
+    assert "north/live/notes" in compared.json["only_in_target"]
+    shown = within("migrate", "verify", tmp_path / "part.jsonl", "--to", database_url)
+    assert "only in the target: north/live/notes" in shown.stdout
+    scoped = within("migrate", "verify", folder, "--to", database_url, "--scope", "south", "--format", "json")
+    assert scoped.json["only_in_target"] == []
+
+
 @pytest.mark.parametrize("name", ["all.jsonl.zst", "all.parquet"])
 def test_an_export_is_brought_up_to_date(folder: Path, database_url: str, tmp_path: Path, name: str) -> None:
     export = tmp_path / name

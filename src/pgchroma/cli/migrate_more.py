@@ -27,7 +27,7 @@ from pgchroma.migrate.places import Place
 from pgchroma.migrate.policies import Policies
 from pgchroma.migrate.progress import display
 from pgchroma.migrate.second import SecondProcess, second_process
-from pgchroma.migrate.selection import Scope, Selected, parse_scopes
+from pgchroma.migrate.selection import Scope, Selected, in_scope, parse_scopes
 from pgchroma.store import Store, quarantine
 
 
@@ -77,6 +77,8 @@ def verify(
 
     SOURCE may also be a receipt: FILE.json is one and no place. One of tables is what `pgchroma tables verify` proves.
 
+    Collections that only the target has are named, but are no difference: it may hold more than what was moved.
+
     Ends with exit code 8 when a record differs, for instance because applications have written to the target since.
     """
     settings = Given.of(given)
@@ -98,6 +100,7 @@ def verify(
         policies = Policies(receipt.get("policies", {}))
 
     def work(process: SecondProcess | None) -> Json:
+        extra: list[str] = []
         with contextlib.ExitStack() as stack:
             shown = stack.enter_context(display())
 
@@ -143,6 +146,13 @@ def verify(
                 if receipt is not None:
                     first = _named(first, receipt)
                     reverify.require_unchanged(receipt, first)
+                else:
+                    paths = {item.path for item in first.collections()}
+                    extra = [
+                        item.path
+                        for item in second.collections()
+                        if item.path not in paths and in_scope(item, chosen)
+                    ]
                 told = second.description
                 limits = reverify.limits_of(told["kind"], told["layout"])
                 found = reverify.sides(first, second, policies, limits, shown, process)
@@ -152,6 +162,7 @@ def verify(
             "against": against if side == "target" else f"{against} (source side)",
             "result": "equal" if all(item.equal for item in found) else "different",
             "target": target,
+            "only_in_target": extra,
             "collections": [{"collection": item.path, **item.as_json()} for item in found],
         }
 

@@ -105,13 +105,17 @@ def result(data: dict[str, Any]) -> output.TextRenderer:
                 f"copied in {seconds['copy']:.1f} s, proven in {seconds['proof']:.1f} s",
             )
         )
-        if data.get("increment"):
-            for item in data["increment"]:
-                console.print(
-                    Text(
-                        f"{item['collection']}: {item['born']:,} born, {item['changed']:,} changed, {item['deleted']:,} deleted"
-                    )
+        for item in data.get("increment", ()):
+            described = f", {' and '.join(item['described'])} changed" if item["described"] else ""
+            console.print(
+                Text(
+                    f"{item['collection']}: {item['born']:,} born, {item['changed']:,} changed, {item['deleted']:,} deleted{described}"
                 )
+            )
+        for item in data.get("collections_renamed", ()):
+            console.print(Text(f"{item['from']}: renamed to {item['to']}"))
+        for path in data.get("collections_gone", ()):
+            console.print(Text(f"{path}: deleted, since the database has it no more"))
         console.print(Text(f"receipt: {data['receipt']}"))
         console.print(Text(f"report: {data['report']}"))
 
@@ -123,6 +127,8 @@ def comparison(data: dict[str, Any]) -> output.TextRenderer:
 
     def draw(console: Console) -> None:
         _comparison_table(console, data["collections"])
+        for path in data["only_in_target"]:
+            console.print(Text(f"only in the target: {path}"))
         console.print(
             Text.assemble(output.status_text(data["result"]), f": compared with the {data['against']}")
         )

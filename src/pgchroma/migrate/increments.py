@@ -188,17 +188,17 @@ async def carry_out(
     await sink.begin(note, source.collections())
     server = await sink.server()
     applier = Applier(source, server, receipt)
-    moved = {item["collection"] for item in receipt["collections"]}
-    gone = sorted(moved - {item.path for item in source.collections()})
-    run.extra["collections_gone"] = gone
+    await applier.require_applicable()
+    run.extra |= await applier.arrange()
 
     async def copy(collection: SourceCollection) -> None:
         step = display.step(f"applying to {collection.path}", collection.count)
-        if await server.find(collection) is None:
+        existing = await server.find(collection)
+        if existing is None:
             await runner.copy_collection(run, collection, display)
             applied.append(Increment(collection.path, born=collection.count, created=True).as_json())
             return
-        done = await applier.apply(collection, step.advance)
+        done = await applier.apply(collection, existing[0], step.advance)
         await sink.set_phase(run.run_id, collection, "copied")
         applied.append(done.as_json())
 

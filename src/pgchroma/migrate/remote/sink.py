@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from pgchroma.errors import RefusedError
 from pgchroma.migrate.journal import Journal
 from pgchroma.migrate.model import (
     Checkpoint,
@@ -145,14 +144,9 @@ class ServerSink:
     def _create(self, collection: SourceCollection) -> str:
         where = (collection.tenant, collection.database)
         plain: Json = {"name": collection.name, "get_or_create": False}
+        metadata = self.metadata_of(collection)
         if self.client.number < (1,):
-            metadata = legacy_metadata(collection)
             return str(self.client.create(*where, {**plain, "metadata": metadata or None})["id"])
-        metadata = {
-            key: value
-            for key, value in (collection.metadata or {}).items()
-            if not (isinstance(value, float) and not math.isfinite(value))
-        }
         if collection.schema:
             # Metadata that once set the index would be taken for a second configuration; they come after.
             told = {**plain, "schema": collection.schema, "metadata": None}
@@ -165,6 +159,16 @@ class ServerSink:
             self.delete(collection)
         told = {**plain, "configuration": _configuration(collection), "metadata": metadata or None}
         return str(self.client.create(*where, told)["id"])
+
+    def metadata_of(self, collection: SourceCollection) -> Json:
+        """Return the metadata that this server's collection is to have."""
+        if self.client.number < (1,):
+            return legacy_metadata(collection)
+        return {
+            key: value
+            for key, value in (collection.metadata or {}).items()
+            if not (isinstance(value, float) and not math.isfinite(value))
+        }
 
     def delete(self, collection: SourceCollection) -> None:
         """Delete the target collection."""
@@ -239,12 +243,3 @@ def open_sink(access: Access, receipt_path: Path) -> ServerSink:
         RemoteError, RefusedError: it does not answer, or wants a token.
     """
     return ServerSink(RemoteClient(access), receipt_path)
-
-
-def require_number(client: RemoteClient, least: tuple[int, ...]) -> None:
-    """Raise RefusedError when a server is older than what an operation needs."""
-    if client.number < least:
-        raise RefusedError(
-            f"{client.host} runs Chroma {client.version}, this needs {'.'.join(map(str, least))}",
-            hint="move everything to a new folder or server instead of applying what changed",
-        )

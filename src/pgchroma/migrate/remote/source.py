@@ -17,7 +17,8 @@ from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Record
 PAGE_RECORDS = 1_000
 # How long the records are is known when the first are there.
 _FIRST_PAGE_RECORDS = 16
-PAGE_BYTES = 16 * 1024 * 1024
+# Half of what others take: an answer is held as text and as records.
+PAGE_BYTES = 8 * 1024 * 1024
 _IDS_AT_ONCE = 10_000
 
 
