@@ -1,10 +1,11 @@
 """The same records in every kind of place and back: folders of old and new Chroma, a server, files, databases."""
 
+import asyncio
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from pgchroma.migrate.model import Source
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.remote import lock, versions
 from pgchroma.migrate.remote.folder import ChromaProcess
+from pgchroma.store import Store
+from pgchroma.types import Collection, Filter, RecordBatch
 from support import chroma
 from support.command import Outcome, pgchroma, within
 from support.postgres import Databases
@@ -343,6 +346,22 @@ def test_only_a_part_is_moved_under_another_name(
     assert done.code == ExitCode.OK, done.stderr
     refused = within("migrate", "cleanup", "--receipt", tmp_path / "r.json", "--yes")
     assert refused.code == ExitCode.REFUSED
+    assert f"only a part of the folder was moved: {path}" in refused.stderr
+
+
+def change_odd(url: str, change: Callable[[Store, Collection], Awaitable[object]]) -> None:
+    """Do something to the collection `odd` of a database."""
+
+    async def work() -> None:
+        async with await Store.open(url) as store:
+            await change(store, await store.get_collection("default_tenant", "default_database", "odd"))
+
+    asyncio.run(work())
+
+
+async def _delete_all(store: Store, odd: Collection) -> None:
+    ids = [record.id async for page in store.iter_records(odd) for record in page]
+    await store.delete(odd.id, Filter(ids=ids))
 
 
 class TestCleanup:
@@ -354,37 +373,108 @@ class TestCleanup:
         assert move(tmp_path / "old", database_url, path).code == ExitCode.OK
         return path
 
-    def test_shows_the_plan_first_then_keeps_a_verified_copy(self, receipt: Path, tmp_path: Path) -> None:
-        plan = within("migrate", "cleanup", "--receipt", receipt, "--format", "json")
+    @pytest.fixture
+    def url(self, database_url: str) -> str:
+        """Where the folder was moved to."""
+        return database_url
+
+    def test_shows_the_plan_first_then_keeps_a_verified_copy(
+        self, receipt: Path, url: str, tmp_path: Path
+    ) -> None:
+        plan = within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--format", "json")
         assert plan.code == ExitCode.REFUSED
         assert "--yes" in plan.stderr
         assert (tmp_path / "old" / "chroma.sqlite3").exists()
-        done = within("migrate", "cleanup", "--receipt", receipt, "--yes", "--format", "json")
+        done = within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes", "--format", "json")
         assert done.code == ExitCode.OK, done.stderr
         assert not (tmp_path / "old").exists()
         assert Path(done.json["backup"]).stat().st_size > 0
         assert Path(done.json["note"]).exists()
 
-    def test_keeps_no_copy_when_told_so(self, receipt: Path, tmp_path: Path) -> None:
-        done = within("migrate", "cleanup", "--receipt", receipt, "--yes", "--no-backup")
+    def test_keeps_no_copy_when_told_so(self, receipt: Path, url: str, tmp_path: Path) -> None:
+        done = within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes", "--no-backup")
         assert done.code == ExitCode.OK, done.stderr
         assert not (tmp_path / "old").exists()
         assert not list(tmp_path.glob("*.tar.zst"))
 
-    def test_refuses_a_folder_in_which_one_byte_differs(self, receipt: Path, tmp_path: Path) -> None:
+    def test_refuses_a_folder_in_which_one_byte_differs(
+        self, receipt: Path, url: str, tmp_path: Path
+    ) -> None:
         file = next((tmp_path / "old").glob("*/link_lists.bin"))
         times = file.stat()
         content = bytearray(file.read_bytes() or b"x")
         content[0] ^= 1
         file.write_bytes(content)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-        done = within("migrate", "cleanup", "--receipt", receipt, "--yes")
+        done = within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes")
         assert done.code == ExitCode.SOURCE_CHANGED
         assert "link_lists.bin has other content" in done.stderr
         assert file.exists()
 
-    def test_refuses_a_receipt_that_is_not_green(self, receipt: Path, tmp_path: Path) -> None:
+    def test_refuses_a_receipt_that_is_not_green(self, receipt: Path, url: str, tmp_path: Path) -> None:
         told = json.loads(receipt.read_text())
         receipt.write_text(json.dumps({**told, "result": "different"}))
-        assert within("migrate", "cleanup", "--receipt", receipt, "--yes").code == ExitCode.REFUSED
+        assert (
+            within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes").code == ExitCode.REFUSED
+        )
         assert (tmp_path / "old").exists()
+
+    def test_refuses_when_the_target_is_not_what_was_proven(
+        self, receipt: Path, url: str, tmp_path: Path
+    ) -> None:
+        cleanup = ("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes")
+        change_odd(url, lambda store, odd: store.update(odd.id, RecordBatch(["plain-1"], documents=["new"])))
+        refused = within(*cleanup)
+        assert refused.code == ExitCode.REFUSED
+        assert "--check-target present" in refused.stderr
+        change_odd(url, _delete_all)
+        refused = within(*cleanup, "--check-target", "present")
+        assert refused.code == ExitCode.REFUSED
+        assert "an empty collection default_tenant/default_database/odd" in refused.stderr
+        change_odd(url, lambda store, odd: store.delete_collection(odd.tenant, odd.database, odd.name))
+        refused = within(*cleanup, "--check-target", "present")
+        assert "no collection default_tenant/default_database/odd" in refused.stderr
+        assert (
+            within(*cleanup[:4], "--to", "postgresql:///nowhere?host=/nowhere").code
+            == ExitCode.DATABASE_UNREACHABLE
+        )
+        assert (tmp_path / "old").exists()
+        done = within(*cleanup, "--check-target", "no")
+        assert done.code == ExitCode.OK, done.stderr
+
+    def test_goes_on_when_applications_have_written_to_the_target(
+        self, receipt: Path, url: str, tmp_path: Path
+    ) -> None:
+        change_odd(url, lambda store, odd: store.delete(odd.id, Filter(ids=["plain-1"])))
+        done = within(
+            "migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes", "--check-target", "present"
+        )
+        assert done.code == ExitCode.OK, done.stderr
+        assert not (tmp_path / "old").exists()
+
+    def test_removes_what_a_link_stands_for_after_a_whole_move_under_other_names(
+        self, folders: dict[str, Path], tmp_path: Path
+    ) -> None:
+        shutil.copytree(folders["1.5.9"], tmp_path / "real")
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        target, receipt = tmp_path / "all.jsonl", tmp_path / "r.json"
+        rename = ("--rename", "default_tenant/default_database/odd=even")
+        assert move(tmp_path / "link", target, receipt, *rename).code == ExitCode.OK
+        cleanup = (
+            "migrate",
+            "cleanup",
+            "--receipt",
+            receipt,
+            "--source",
+            tmp_path / "link",
+            "--no-backup",
+            "--yes",
+        )
+        target.rename(tmp_path / "elsewhere.jsonl")
+        gone = within(*cleanup)
+        assert gone.code == ExitCode.SOURCE_UNREADABLE, gone.stderr
+        (tmp_path / "elsewhere.jsonl").rename(target)
+        done = within(*cleanup)
+        assert done.code == ExitCode.OK, done.stderr
+        assert not (tmp_path / "real").exists()
+        assert (tmp_path / "link").is_symlink()

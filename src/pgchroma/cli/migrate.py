@@ -269,10 +269,15 @@ def start_run(
         return shared.carry_out(work(second))
 
 
-def _whole(source: object, settings: Given) -> Json:
-    """Return what a receipt needs for a later cleanup: every file of a folder, and that all of it was moved."""
-    if isinstance(source, ChromaFolder):
-        return {"manifest": manifest_of(source.path)}
+def _whole(source: Source, settings: Given) -> Json:
+    """Return what a receipt needs later: which part was moved, or every file of a folder all of which was."""
+    origin = source.original if isinstance(source, Selected) else source
+    if len(source.collections()) < len(origin.collections()):
+        moved = {item.id for item in source.collections()}
+        paths = [item.path for item in origin.collections() if item.id in moved]
+        return {"scopes": list(settings.scopes) or paths}
+    if isinstance(origin, ChromaFolder):
+        return {"manifest": manifest_of(origin.path)}
     return {"scopes": list(settings.scopes)} if settings.scopes else {}
 
 

@@ -113,22 +113,13 @@ def verify(
 
             # A server tells only of the tenants that it is asked about: those that were moved.
             chosen = settings.options.scopes or parse_scopes((receipt or {}).get("scopes", ()))
-            written: list[Scope] = [
-                (parts[0], parts[1], parts[2])
-                for item in (receipt or {}).get("collections", ())
-                if len(parts := item["collection"].split("/", 2)) == 3
-            ]
+            written = _moved(receipt) if receipt else []
 
             def source_place() -> Place:
                 return shared.place_of(origin or _told(receipt, "source"), "source", given)
 
-            def target_place() -> Place:
-                if given["target"] is None and receipt and receipt["target"]["kind"] != "pgchroma-database":
-                    return shared.place_of(_told(receipt, "target"), "target", given)
-                return shared.target_of(given)
-
             if receipt is not None and against == "receipt":
-                place = source_place() if side == "source" else target_place()
+                place = source_place() if side == "source" else _target_place(receipt, given)
                 limits = reverify.limits_of(receipt["target"]["kind"], receipt["target"]["layout"])
                 one = (
                     _named(opened(place, chosen, {}), receipt)
@@ -139,7 +130,7 @@ def verify(
                 target = one.description
             else:
                 renames = {} if receipt else settings.options.renames
-                first, goal = opened(source_place(), chosen, renames), target_place()
+                first, goal = opened(source_place(), chosen, renames), _target_place(receipt, given)
                 pairs = {(item.tenant, item.database): None for item in first.collections()}
                 looked = written or [(*pair, None) for pair in pairs]
                 second = opened(goal, looked if goal.kind == "chroma-server" else (), {})
@@ -191,6 +182,19 @@ def _verify_tables(receipt_path: Path, origin: str | None, fmt: output.Format, g
         work_folder=given["work_folder"],
         fmt=fmt,
     )
+
+
+def _moved(receipt: Json) -> list[Scope]:
+    """Return the collections that a receipt is about, which a server has to be asked for."""
+    parts = [item["collection"].split("/", 2) for item in receipt["collections"]]
+    return [(tenant, database, name) for tenant, database, name in parts]
+
+
+def _target_place(receipt: Json | None, given: dict[str, Any]) -> Place:
+    """Return the place of --to, else that of the receipt, else the database."""
+    if given["target"] is None and receipt and receipt["target"]["kind"] != "pgchroma-database":
+        return shared.place_of(_told(receipt, "target"), "target", given)
+    return shared.target_of(given)
 
 
 def _told(receipt: Json | None, side: str) -> str:
@@ -265,6 +269,16 @@ def show_quarantine(run_id: UUID | None, fmt: output.Format, **given: Any) -> No
     help="Where to keep a copy (tar, compressed, verified before anything is removed). Default: beside the folder.",
 )
 @click.option("--no-backup", is_flag=True, help="Keep no copy.")
+@click.option(
+    "--check-target",
+    type=click.Choice(["equal", "present", "no"]),
+    default="equal",
+    show_default=True,
+    help="What must hold of the target: every record is as the receipt says; the collections are there, for a target that "
+    "applications have written to since; or nothing, when that was checked by other means.",
+)
+@database_options
+@shared.target_place
 @click.option("--yes", is_flag=True, help="Do it. Without this the plan is shown and nothing is changed.")
 @format_option
 def cleanup(
@@ -272,14 +286,19 @@ def cleanup(
     source: Path | None,
     backup_to: Path | None,
     no_backup: bool,
+    check_target: str,
     yes: bool,
     fmt: output.Format,
+    **given: Any,
 ) -> None:
-    """Remove the old folder, if it still is, byte for byte, what a green receipt proves to be in the target.
+    """Remove the old folder, if it still is, byte for byte, what a green receipt proves to be in the target, and the target is there.
 
     A verified copy is kept unless told otherwise. The collections in the target are not touched.
     """
-    prepared = cleanups.prepare(receipts.read_moved(receipt_path), source, backup_to, backup=not no_backup)
+    receipt = receipts.read_moved(receipt_path)
+    prepared = cleanups.prepare(receipt, source, backup_to, backup=not no_backup)
+    if check_target != "no":
+        _require_target(receipt, given, equal=check_target == "equal")
     told = prepared.as_json()
     if not yes:
         output.emit({**told, "removed": False}, fmt, texts.cleanup(told, done=False))
@@ -287,6 +306,15 @@ def cleanup(
     note = receipt_path.with_suffix(".cleanup.json")
     cleanups.carry_out(prepared, note)
     output.emit({**told, "removed": True, "note": str(note)}, fmt, texts.cleanup(told, done=True))
+
+
+def _require_target(receipt: Json, given: dict[str, Any], *, equal: bool) -> None:
+    place = _target_place(receipt, given)
+    scopes = _moved(receipt) if place.kind == "chroma-server" else []
+    options = replace(Given.of(given).options, scopes=tuple(scopes), wanted=False)
+    places.require_existing(place)
+    with places.open_source(place, options) as target, display() as shown:
+        cleanups.require_target(receipt, target, shown, equal=equal)
 
 
 MORE = (verify, show_quarantine, cleanup)

@@ -61,13 +61,16 @@ def _access(side: str) -> Callable[[Command], Command]:
 
 
 source_access = _access("source")
-target_options = _together(
+target_place = _together(
     click.option(
         "--to",
         "target",
         help="Where to: a folder, http(s)://, postgresql://, FILE.jsonl[.zst] or DIR.parquet. Default: the database of --database-url.",
     ),
     _access("target"),
+)
+target_options = _together(
+    target_place,
     click.option(
         "--chromadb-version",
         help=f"The release of chromadb that writes a target folder. Default: {versions.DEFAULT}, or with --since the one of its layout.",

@@ -75,6 +75,29 @@ class Questions:
         found: NDArray[np.floating[Any]] = squares[None, :] - 2.0 * dots + own[:, None]
         return found
 
+    @staticmethod
+    def notice(collection: SourceCollection, answers: Json) -> Problem | None:
+        """Return what the operator should know of answers that are worse than an index usually makes them."""
+        if answers["recall"] >= EXPECTED_RECALL:
+            return None
+        return Problem(
+            "notice",
+            "recall-low",
+            collection.path,
+            f"the target finds {answers['recall']:.1%} of the nearest records (recall@{NEIGHBOURS}), less than {EXPECTED_RECALL:.0%}: "
+            "its index wants other settings, see docs/INDEXES.md",
+        )
+
+    @staticmethod
+    def objection(answers: Json) -> str | None:
+        """Return why answers are so wrong that no index explains it; None when they are not."""
+        if answers["recall"] >= LEAST_RECALL:
+            return None
+        return (
+            f"the target finds {answers['recall']:.1%} of the nearest records (recall@{NEIGHBOURS}): its index is damaged, "
+            "or is about other vectors"
+        )
+
     async def put_to(self, ask: Ask) -> Json | None:
         """Ask the target and return recall and number of questions; None when there is nothing to ask or nobody to be asked."""
         if not self.vectors.size:
