@@ -26,6 +26,7 @@ from pgchroma.migrate.model import Json, Source
 from pgchroma.migrate.places import Place
 from pgchroma.migrate.policies import Policies
 from pgchroma.migrate.progress import display
+from pgchroma.migrate.questions import Questions, judge, notice
 from pgchroma.migrate.second import SecondProcess, second_process
 from pgchroma.migrate.selection import Scope, Selected, in_scope, parse_scopes
 from pgchroma.store import Store, quarantine
@@ -101,6 +102,7 @@ def verify(
 
     def work(process: SecondProcess | None) -> Json:
         extra: list[str] = []
+        answers: dict[str, Json] = {}
         with contextlib.ExitStack() as stack:
             shown = stack.enter_context(display())
 
@@ -146,7 +148,11 @@ def verify(
                     ]
                 told = second.description
                 limits = reverify.limits_of(told["kind"], told["layout"])
-                found = reverify.sides(first, second, policies, limits, shown, process)
+                asked = [Questions(item) for item in first.collections()] if _answers(goal) else []
+                found = reverify.sides(first, second, policies, limits, shown, process, asked)
+                answers = asyncio.run(_ask(goal, settings, asked)) if asked else {}
+                for item in found:
+                    judge(item, answers.get(item.path))
                 target = told
         return {
             "run_id": receipt["run_id"] if receipt else None,
@@ -154,7 +160,13 @@ def verify(
             "result": "equal" if all(item.equal for item in found) else "different",
             "target": target,
             "only_in_target": extra,
-            "collections": [{"collection": item.path, **item.as_json()} for item in found],
+            "notices": [
+                low.as_json() for path in answers if (low := notice(path, answers[path])) is not None
+            ],
+            "collections": [
+                {"collection": item.path, "answers": answers.get(item.path), **item.as_json()}
+                for item in found
+            ],
         }
 
     async def in_thread(process: SecondProcess | None) -> Json:
@@ -182,6 +194,19 @@ def _verify_tables(receipt_path: Path, origin: str | None, fmt: output.Format, g
         work_folder=given["work_folder"],
         fmt=fmt,
     )
+
+
+def _answers(place: Place) -> bool:
+    """Whether a place can be asked for nearest records without anything being written: a folder's chromadb would write."""
+    return place.kind in ("pgchroma-database", "chroma-server")
+
+
+async def _ask(place: Place, settings: Given, questions: Sequence[Questions]) -> dict[str, Json]:
+    sink = await places.open_sink(place, settings.options, Path("receipts/verify.json"))
+    try:
+        return await reverify.ask(sink, questions)
+    finally:
+        await sink.close()
 
 
 def _moved(receipt: Json) -> list[Scope]:

@@ -70,13 +70,14 @@ def _comparison_table(console: Console, collections: list[dict[str, Any]]) -> No
     console.print(
         output.table(
             "",
-            ("collection", "records>", "SHA-256 of all records", "proof", "rows/s>"),
+            ("collection", "records>", "SHA-256 of all records", "proof", "recall@10>", "rows/s>"),
             [
                 (
                     item["collection"],
                     item["records_target"],
                     item["digest_target"][:16],
                     output.status_text("equal" if item["equal"] else f"{item['different']:,} differ"),
+                    f"{item['answers']['recall']:.3f}" if item.get("answers") else None,
                     _rate(item["records_target"], item["seconds"]),
                 )
                 for item in collections
@@ -127,6 +128,7 @@ def comparison(data: dict[str, Any]) -> output.TextRenderer:
 
     def draw(console: Console) -> None:
         _comparison_table(console, data["collections"])
+        _problems(console, data["notices"])
         for path in data["only_in_target"]:
             console.print(Text(f"only in the target: {path}"))
         console.print(
