@@ -2,9 +2,12 @@
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -84,6 +87,39 @@ def test_a_folder_goes_there_and_back(
     assert not list(tmp_path.glob("*.journal.json"))
     again = move(moved[version], back, tmp_path / "again.json")
     assert again.code == ExitCode.REFUSED
+
+
+_TELL_WHAT_IS_LOADED = """
+import atexit, sys
+atexit.register(lambda: sys.stderr.write("chromadb was loaded" if any(name.startswith("chromadb") for name in sys.modules) else "clean"))
+"""
+
+
+def test_no_chromadb_is_in_the_migrators_process(folders: dict[str, Path], tmp_path: Path) -> None:
+    target = (
+        "--to",
+        tmp_path / "back",
+        "--chromadb-python",
+        sys.executable,
+        "--receipt",
+        tmp_path / "r.json",
+    )
+    done = pgchroma("migrate", "run", folders["1.5.9"], *target, prelude=_TELL_WHAT_IS_LOADED)
+    assert done.code == ExitCode.OK, done.stderr
+    assert done.stderr.endswith("clean")
+    control = pgchroma("migrate", "--help", prelude=_TELL_WHAT_IS_LOADED + "import chromadb\n")
+    assert control.stderr.endswith("chromadb was loaded")
+
+
+def test_a_clock_that_is_set_back_changes_no_duration(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count(2_000_000_000.0, -3600.0)
+    monkeypatch.setattr(time, "time", lambda: next(seconds))
+    done = move(folders["1.5.9"], tmp_path / "x.jsonl", tmp_path / "r.json")
+    assert done.code == ExitCode.OK, done.stderr
+    told = [*done.json["seconds"].values(), *(item["copy_seconds"] for item in done.json["collections"])]
+    assert all(0 <= value < 600 for value in told), told
 
 
 @pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.zst", "all.parquet"])
@@ -235,6 +271,16 @@ def test_a_folder_whose_migrator_was_killed_is_written_by_one_process_of_its_own
     )
     assert killed.code == -9, killed.stderr
     writer = json.loads((tmp_path / "receipt.journal.json").read_text())["writer"]
+
+    shown = within("migrate", "status", "--receipts", tmp_path)
+    assert f"to {target}" in shown.stdout
+    rows = within("migrate", "status", "--receipts", tmp_path, "--format", "json").json
+    assert {row["phase"] for row in rows} >= {"planned", "copying"}
+    assert 0 < sum(row["records"] for row in rows) < RECORDS[version]
+    both = within(
+        "migrate", "status", "--receipts", tmp_path, "--database-url", moved[version], "--format", "json"
+    ).json
+    assert len(both) == 2 * len(rows)
 
     other = next(item for item in RECORDS if item != version)
     resume = ("migrate", "resume", "--source", moved[version], *started, "--format", "json")

@@ -371,9 +371,20 @@ def resume(
 @migrate.command()
 @run_id
 @database_options
+@click.option(
+    "--receipts",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="receipts",
+    show_default=True,
+    help="Folder in which interrupted migrations into folders and servers left their journals.",
+)
 @format_option
-def status(run_id: UUID | None, fmt: output.Format, **given: Any) -> None:
-    """Show how far each migration into this database is, newest first."""
+def status(run_id: UUID | None, receipts: Path, fmt: output.Format, **given: Any) -> None:
+    """Show how far each migration into this database is, newest first; then interrupted ones into folders and servers."""
+    kept = journal.rows(receipts, run_id)
+    if kept and not given["database_url"]:
+        output.emit(kept, fmt, texts.status(kept))
+        return
 
     async def work() -> list[dict[str, Any]]:
         async with _sink(shared.target_of(given), Options(), Path("receipts/status.json")) as sink:
@@ -381,7 +392,7 @@ def status(run_id: UUID | None, fmt: output.Format, **given: Any) -> None:
                 raise PgchromaError("status is about a database")
             return [{**asdict(row), "collection": row.path} for row in await sink.status(run_id)]
 
-    rows = shared.carry_out(work())
+    rows = [*shared.carry_out(work()), *kept]
     output.emit(rows, fmt, texts.status(rows))
 
 

@@ -1,6 +1,7 @@
 """How `pgchroma migrate` shows its results to a person; each function returns what draws the given JSON object."""
 
 import itertools
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -138,6 +139,11 @@ def comparison(data: dict[str, Any]) -> output.TextRenderer:
     return draw
 
 
+def _moment(when: datetime | str | None) -> str | None:
+    moment = datetime.fromisoformat(when) if isinstance(when, str) else when
+    return None if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
 def status(rows: list[dict[str, Any]]) -> output.TextRenderer:
     """The migrations of a database."""
 
@@ -149,7 +155,8 @@ def status(rows: list[dict[str, Any]]) -> output.TextRenderer:
             of_run = list(group)
             console.print(
                 output.table(
-                    f"{run_id}: {of_run[0]['source']}",
+                    f"{run_id}: {of_run[0]['source']}"
+                    + (f" to {of_run[0]['target']}" if "target" in of_run[0] else ""),
                     ("collection", "phase", "records>", "of>", "skipped>", "errors>", "started", "completed"),
                     [
                         (
@@ -159,8 +166,8 @@ def status(rows: list[dict[str, Any]]) -> output.TextRenderer:
                             row["source_records"],
                             row["skipped"],
                             row["errors"],
-                            f"{row['started_at']:%Y-%m-%d %H:%M:%S}",
-                            f"{row['completed_at']:%Y-%m-%d %H:%M:%S}" if row["completed_at"] else None,
+                            _moment(row["started_at"]),
+                            _moment(row["completed_at"]),
                         )
                         for row in of_run
                     ],

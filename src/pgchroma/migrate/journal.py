@@ -48,6 +48,35 @@ def find(folder: Path, target: str) -> Path:
     return max(found)[1]
 
 
+def rows(folder: Path, run_id: UUID | None = None) -> list[Json]:
+    """Return how far the interrupted runs are whose journals a folder holds, a row for each collection, newest run first."""
+    found: list[Json] = []
+    for path in folder.glob("*.journal.json"):
+        content = read(path)
+        if run_id is not None and content["run_id"] != str(run_id):
+            continue
+        found += [
+            {
+                "run_id": content["run_id"],
+                "source_collection_id": ident,
+                "collection": row["collection"],
+                "phase": row["phase"],
+                "started_at": content["started_at"],
+                "completed_at": None,
+                **{
+                    key: row[key]
+                    for key in ("source_records", "records", "skipped", "errors", "last_position")
+                },
+                "source": content["source"],
+                "target": content["target"]["path"],
+                "policies": content["policies"],
+                "journal": str(path),
+            }
+            for ident, row in content["collections"].items()
+        ]
+    return sorted(found, key=lambda row: str(row["started_at"]), reverse=True)
+
+
 def read(path: Path) -> Json:
     """Return a journal's content; ConfigurationError when it is none."""
     try:
