@@ -24,7 +24,7 @@ from pgchroma.migrate.remote.folder import ChromaProcess
 from pgchroma.store import Store
 from pgchroma.types import Collection, Filter, RecordBatch
 from support import chroma
-from support.command import Outcome, pgchroma, within
+from support.command import Outcome, here, pgchroma, within
 from support.postgres import Databases
 
 RECORDS = {"1.5.9": 465, "0.5.23": 464}
@@ -375,6 +375,31 @@ def test_what_makes_no_sense_is_refused_by_name(arguments: list[str], code: Exit
     done = within("migrate", "plan", *arguments)
     assert done.code == code
     assert message in done.stderr
+
+
+def test_errors_are_json_where_json_is_asked_for() -> None:
+    failed = here("migrate", "plan", "/nowhere", "--format", "json")
+    assert failed.code == ExitCode.SOURCE_UNREADABLE
+    error = failed.json["error"]
+    assert (error["code"], error["kind"]) == (ExitCode.SOURCE_UNREADABLE, "SourceError")
+    assert error["message"] in failed.stderr
+    assert error["hint"]
+    wrong = here("migrate", "plan", "--format=json")
+    assert (wrong.code, wrong.json["error"]["code"]) == (ExitCode.USAGE, ExitCode.USAGE)
+    assert here("migrate", "plan", "/nowhere").stdout == ""
+
+
+def test_a_result_is_all_that_standard_output_holds(folders: dict[str, Path], tmp_path: Path) -> None:
+    # It ends with an error, but what was found is its result.
+    assert (
+        here(
+            "migrate", "run", folders["1.5.9"], "--to", tmp_path / "x.jsonl", "--receipt", tmp_path / "r.json"
+        ).code
+        == 0
+    )
+    different = here("migrate", "verify", folders["0.5.23"], "--to", tmp_path / "x.jsonl", "--format", "json")
+    assert different.code == ExitCode.VERIFICATION_FAILED
+    assert different.json["result"] == "different"
 
 
 def test_only_a_part_is_moved_under_another_name(
