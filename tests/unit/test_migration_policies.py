@@ -1,11 +1,13 @@
 """Each danger does what its name and the chosen action say: to a record in the way, and to nothing else."""
 
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import numpy as np
 import pytest
 
+from pgchroma.cli.migrate_options import place_of, target_of
 from pgchroma.errors import ConfigurationError, SourceError
 from pgchroma.migrate.model import Limits, SourceCollection
 from pgchroma.migrate.places import kind_of
@@ -49,6 +51,17 @@ CONVERTED = {
 
 def fields(record: Record) -> tuple[object, ...]:
     return record.id, record.document, record.uri, record.metadata
+
+
+def test_each_of_two_databases_has_a_password_of_its_own() -> None:
+    given = {"target": None, "database_url": "postgresql://b/b", "database_password_file": Path("both")}
+    assert place_of("postgresql://a/a", "source", given).password_file == Path("both")
+    assert target_of(given).password_file == Path("both")
+    given |= {"source_password_file": Path("one"), "target_password_file": Path("other")}
+    assert place_of("postgresql://a/a", "source", given).password_file == Path("one")
+    assert target_of(given).password_file == Path("other")
+    assert target_of({**given, "target": "postgresql://c/c"}).password_file == Path("other")
+    assert place_of("http://a", "source", given).password_file is None
 
 
 def test_every_danger_that_records_meet_is_tested() -> None:
