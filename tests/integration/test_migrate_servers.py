@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,9 @@ from pgchroma.migrate.remote import client, versions
 from pgchroma.migrate.remote.client import Access, RemoteClient
 from pgchroma.migrate.remote.folder import ChromaProcess
 from pgchroma.store import Store
-from pgchroma.types import RecordBatch
+from pgchroma.types import Record, RecordBatch
 from support import chroma
-from support.command import Outcome, within
+from support.command import Outcome, pgchroma, within
 from support.server import running_server
 from support.tokens import make_token
 
@@ -95,15 +96,6 @@ def test_a_sparse_vector_stops_a_run_to_a_server_that_has_none(
     assert done.code == ExitCode.OK, done.stderr
 
 
-def test_pgchroma_itself_takes_sparse_vectors(database_url: str, tmp_path: Path) -> None:
-    asyncio.run(hold(database_url, "sparse/prod/one", {"s": SPARSE}))
-    with running_server(database_url, tmp_path, workers=1) as server:
-        remote = RemoteClient(Access(server.url, {}))
-        assert remote.is_pgchroma
-        assert remote.takes_arrays
-        remote.close()
-
-
 def test_lists_are_sent_only_to_a_server_that_says_it_takes_them(stock: str) -> None:
     remote = RemoteClient(Access(stock, {}))
     assert remote.takes_arrays
@@ -171,6 +163,11 @@ def test_a_token_is_asked_for_and_never_shown(database_url: str, tmp_path: Path)
     (tmp_path / "wrong").write_text("not-the-token\n")
     environment = {"PGCHROMA_AUTH": "token"}
     with running_server(database_url, tmp_path, workers=1, environment=environment) as server:
+        # Where Chroma on one node takes none, pgchroma takes sparse vectors.
+        remote = RemoteClient(Access(server.url, {"Authorization": f"Bearer {token}"}))
+        assert remote.is_pgchroma
+        assert remote.takes_arrays
+        remote.close()
         for refused in ((), ("--source-token-file", tmp_path / "wrong")):
             done = within("migrate", "plan", server.url, *refused)
             assert done.code == ExitCode.REFUSED
@@ -234,3 +231,45 @@ def test_a_scope_that_a_folder_does_not_have_is_refused(tmp_path: Path) -> None:
     done = within("migrate", "plan", folder, "--scope", "south", "--scope", "north/typo")
     assert done.code == ExitCode.CONFIGURATION
     assert "--scope north/typo" in done.stderr
+
+
+_KILL_AFTER_THE_FIRST_BATCH = """
+import os, signal
+from pgchroma.migrate.sink import StoreSink
+write = StoreSink.write
+
+async def write_once(self, *arguments):
+    await write(self, *arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+StoreSink.write = write_once
+"""
+
+
+def test_a_run_from_named_tenants_of_a_server_is_resumed_without_naming_them_again(
+    stock: str, database_url: str, tmp_path: Path
+) -> None:
+    remote = RemoteClient(Access(stock, {}))
+    for database in ("live", "trial"):
+        remote.ensure_database("interrupted", database)
+        made = remote.create("interrupted", database, {"name": "notes"})
+        records = [Record(n, f"{database}-{n}", np.ones(3, np.float32) * n) for n in range(5)]
+        remote.write("interrupted", database, made["id"], "add", records)
+    remote.close()
+    killed = pgchroma(
+        "migrate",
+        "run",
+        stock,
+        "--scope",
+        "interrupted",
+        "--to",
+        database_url,
+        prelude=_KILL_AFTER_THE_FIRST_BATCH,
+    )
+    assert killed.code == -signal.SIGKILL, killed.stderr
+    done = within(
+        "migrate", "resume", "--to", database_url, "--receipt", tmp_path / "r.json", "--format", "json"
+    )
+    assert done.code == ExitCode.OK, done.stderr
+    assert done.json["records"] == 10
+    assert done.json["resumed"] is True
