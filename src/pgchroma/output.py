@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,8 +37,20 @@ def stderr() -> Console:
     return Console(file=sys.stderr, soft_wrap=True, highlight=False)
 
 
+class _Results:
+    """Whether the command that runs has written its result: there is one at most."""
+
+    written = False
+
+
+def begin() -> None:
+    """Begin with a command that has written nothing yet."""
+    _Results.written = False
+
+
 def emit(data: object, fmt: Format, text_renderer: TextRenderer | None = None) -> None:
     """Write a command's result: `data` as JSON, or whatever `text_renderer` draws on the console it is given."""
+    _Results.written = True
     if fmt == "json" or text_renderer is None:
         line(as_json(data).rstrip("\n"))
         return
@@ -46,7 +59,13 @@ def emit(data: object, fmt: Format, text_renderer: TextRenderer | None = None) -
 
 def as_json(data: object) -> str:
     """Return a result as JSON text, as `emit` writes it."""
-    return json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair cannot be written, but escaped.
+        return json.dumps(data, indent=2, ensure_ascii=True, default=str) + "\n"
+    return text
 
 
 def line(text: str) -> None:
@@ -92,6 +111,21 @@ def error(exc: BaseException) -> None:
     console.print(Text.assemble(("error: ", "bold red"), message))
     if isinstance(exc, PgchromaError) and exc.hint:
         console.print(Text.assemble(("  fix: ", "bold"), exc.hint))
+
+
+def error_as_json(exc: BaseException, code: int) -> None:
+    """Write what went wrong as a JSON object to standard output, unless the command's result stands there."""
+    if _Results.written:
+        return
+    hint = ""
+    if isinstance(exc, PgchromaError):
+        message, hint = exc.message, exc.hint
+    elif isinstance(exc, click.ClickException):
+        message = exc.format_message()
+    else:
+        message = f"{type(exc).__name__}: {exc}"
+    told = {"code": code, "kind": type(exc).__name__, "message": message, "hint": hint}
+    line(as_json({"error": told}).rstrip("\n"))
 
 
 def progress() -> Progress:

@@ -16,6 +16,8 @@ import psycopg
 import pytest
 
 from pgchroma.exit_codes import ExitCode
+from pgchroma.migrate import places
+from pgchroma.migrate.places import Place
 from pgchroma.migrate.remote import versions
 from pgchroma.migrate.remote.folder import ChromaProcess
 from pgchroma.store import Store
@@ -74,6 +76,90 @@ def test_what_is_newer_than_the_receipt_goes_back_into_the_folder(
     assert sum(item["born"] + item["changed"] + item["deleted"] for item in again.json["increment"]) == 0
 
 
+async def change_what_old_chroma_can_be_told(url: str, *, lose_a_key: bool = False) -> None:
+    """Change records, descriptions and collections in every way that a release before 1.0 can be told of, or in one more."""
+    async with await Store.open(url) as store:
+        odd = await store.get_collection("default_tenant", "default_database", "odd")
+        vectors = np.random.default_rng(5).normal(size=(5, 16)).astype(np.float32)
+        await store.delete(odd.id, Filter(ids=["plain-1", "types"]))
+        await store.add(
+            odd.id, RecordBatch(["plain-1", "born"], vectors[:2], metadatas=[{"again": True}, None])
+        )
+        await store.update(odd.id, RecordBatch(["plain-3"], metadatas=[{"other": 1.0}]))
+        await store.upsert(odd.id, RecordBatch(["plain-4"], vectors[2:3]))
+        if lose_a_key:
+            await store.update(odd.id, RecordBatch(["plain-5"], metadatas=[{"n": None}]))
+        handbook = await store.get_collection("default_tenant", "default_database", "handbook")
+        await store.modify_collection(
+            handbook.id, new_name="manual", new_metadata={"owner": "docs", "n": 2.5}
+        )
+        # Two that exchange their names within a database.
+        empty = await store.get_collection("default_tenant", "default_database", "empty")
+        for ident, name in ((odd.id, "on-the-way"), (empty.id, "odd"), (odd.id, "empty")):
+            await store.modify_collection(ident, new_name=name)
+        await store.delete_collection("north", "trial", "notes")
+
+
+@pytest.mark.parametrize("version", ["1.5.9", "0.5.23"])
+def test_descriptions_names_and_deleted_collections_go_back_too(
+    version: str, database_url: str, tmp_path: Path
+) -> None:
+    folder = chroma.extract(version, tmp_path)
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    asyncio.run(change_what_old_chroma_can_be_told(database_url))
+    done = run(database_url, folder, tmp_path / "back.json", "--since", tmp_path / "there.json")
+    assert done.code == ExitCode.OK, done.stderr
+    assert done.json["collections_gone"] == ["north/trial/notes"]
+    default = "default_tenant/default_database"
+    assert {(item["from"], item["to"]) for item in done.json["collections_renamed"]} == {
+        (f"{default}/{old}", f"{default}/{new}") for old, new in (("handbook", "manual"), ("odd", "empty"), ("empty", "odd"))
+    }  # fmt: skip
+    described = {item["collection"]: item["described"] for item in done.json["increment"]}
+    assert described[f"{default}/manual"] == ["metadata"]
+    assert "was renamed to" in Path(done.json["report"]).read_text()
+    # The other way round, too: nothing is left in the folder that the database does not have.
+    same = within("migrate", "verify", database_url, "--to", folder, "--format", "json")
+    assert same.code == ExitCode.OK, same.stderr
+    assert same.json["only_in_target"] == []
+    with places.open_source(Place("chroma-folder", str(folder)), places.Options()) as source:
+        manual = next(item for item in source.collections() if item.name == "manual")
+    assert {"owner": "docs", "n": 2.5}.items() <= (manual.metadata or {}).items()
+
+    again = run(database_url, folder, tmp_path / "more.json", "--since", tmp_path / "back.json")
+    assert again.code == ExitCode.OK, again.stderr
+    assert sum(item["born"] + item["changed"] + item["deleted"] for item in again.json["increment"]) == 0
+
+
+def test_what_old_chroma_cannot_be_told_is_refused_before_anything_is_changed(
+    database_url: str, tmp_path: Path
+) -> None:
+    folder = chroma.extract("0.5.23", tmp_path)
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    asyncio.run(change_what_old_chroma_can_be_told(database_url, lose_a_key=True))
+    refused = run(database_url, folder, tmp_path / "back.json", "--since", tmp_path / "there.json")
+    assert refused.code == ExitCode.REFUSED
+    assert "'plain-5' has lost the metadata keys n" in refused.stderr
+    assert (
+        within("migrate", "verify", tmp_path / "there.json", "--against", "receipt", "--side", "source").code
+        == ExitCode.OK
+    )
+
+
+def test_a_collection_that_only_the_target_has_is_named(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    assert run(folder, database_url, tmp_path / "there.json").code == ExitCode.OK
+    done = run(folder, tmp_path / "part.jsonl", tmp_path / "p.json", "--scope", "south")
+    assert done.code == ExitCode.OK, done.stderr
+    compared = within("migrate", "verify", tmp_path / "part.jsonl", "--to", database_url, "--format", "json")
+    assert compared.code == ExitCode.OK, compared.stderr
+    assert "north/live/notes" in compared.json["only_in_target"]
+    shown = within("migrate", "verify", tmp_path / "part.jsonl", "--to", database_url)
+    assert "only in the target: north/live/notes" in shown.stdout
+    scoped = within("migrate", "verify", folder, "--to", database_url, "--scope", "south", "--format", "json")
+    assert scoped.json["only_in_target"] == []
+
+
 @pytest.mark.parametrize("name", ["all.jsonl.zst", "all.parquet"])
 def test_an_export_is_brought_up_to_date(folder: Path, database_url: str, tmp_path: Path, name: str) -> None:
     export = tmp_path / name
@@ -112,6 +198,23 @@ def test_a_folder_that_was_used_meanwhile_is_not_overwritten(
     done = run(database_url, folder, tmp_path / "back.json", "--since", tmp_path / "there.json")
     assert done.code == ExitCode.SOURCE_CHANGED
     assert "odd: records was 114, is 113" in done.stderr
+
+
+def test_a_release_that_would_change_the_folders_layout_is_refused(database_url: str, tmp_path: Path) -> None:
+    old = chroma.extract("1.0.21", tmp_path)
+    assert run(old, database_url, tmp_path / "there.json").code == ExitCode.OK
+    since = ("--since", tmp_path / "there.json")
+    newer = run(database_url, old, tmp_path / "back.json", *since, "--chromadb-version", "1.5.9")
+    assert newer.code == ExitCode.REFUSED
+    assert "turns the layout" in newer.stderr
+    assert not old.with_name(f"{old.name}.partial").exists()
+    # Of a layout between the measured ones nobody knows which release wrote it.
+    with sqlite3.connect(old / "chroma.sqlite3") as database:
+        database.execute("DELETE FROM migrations WHERE dir = 'sysdb' AND version = 9")
+    database.close()
+    unknown = run(database_url, old, tmp_path / "back.json", *since)
+    assert unknown.code == ExitCode.REFUSED
+    assert "--chromadb-version" in unknown.stderr
 
 
 def test_another_databases_receipt_is_refused(folder: Path, database_url: str, tmp_path: Path) -> None:
@@ -191,6 +294,60 @@ def test_records_that_chroma_lost_are_what_the_policy_makes_of_them(
     assert refused.code == ExitCode.SOURCE_UNREADABLE
 
 
+def lose_a_record_with_half_a_surrogate_pair(folder: Path) -> dict[str, str]:
+    """Leave a record in the log alone, as Chroma does where SQLite refuses its texts; return its metadata."""
+    metadata = {"chroma:document": "half \ud800", "k\udc00": "v\udc01"}
+    with sqlite3.connect(folder / "chroma.sqlite3") as database:
+        database.execute("DELETE FROM embeddings WHERE embedding_id = 'south-backup-02'")
+        database.execute(
+            "UPDATE embeddings_queue SET metadata = ? WHERE id = 'south-backup-02'", (json.dumps(metadata),)
+        )
+    database.close()
+    return metadata
+
+
+def test_a_lost_record_whose_text_is_no_unicode_is_kept_as_it_is(
+    folder: Path, database_url: str, tmp_path: Path
+) -> None:
+    lose_a_record_with_half_a_surrogate_pair(folder)
+    chosen = ("--policy", "record-lost=quarantine")
+    done = run(folder, database_url, tmp_path / "r.json", *chosen)
+    assert done.code == ExitCode.OK, done.stderr
+    shown = within("migrate", "quarantine", "--database-url", database_url, "--format", "json")
+    (kept,) = shown.json
+    assert kept["document"] == "half \ud800"
+    assert json.loads(kept["metadata"]) == {"k\udc00": "v\udc01"}
+    assert within("migrate", "quarantine", "--database-url", database_url).code == ExitCode.OK
+
+    # What no database keeps stands beside the receipt, and only once when the receipt's name is used again.
+    for _ in range(2):
+        done = run(folder, tmp_path / "x.jsonl", tmp_path / "x.json", *chosen)
+        assert done.code == ExitCode.OK, done.stderr
+        (tmp_path / "x.jsonl").unlink()
+    (line,) = (tmp_path / "x.quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["document"] == "half \ud800"
+    assert [item["id"] for item in done.json["skipped"]] == ["south-backup-02"]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_a_lost_record_whose_text_is_no_unicode_is_moved_only_when_repaired(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    lose_a_record_with_half_a_surrogate_pair(folder)
+    chosen = ("--policy", "record-lost=convert")
+    plan = within("migrate", "plan", folder, *chosen, "--format", "json").json
+    assert plan["runnable"] is False
+    refused = run(folder, tmp_path / name, tmp_path / "r.json", *chosen)
+    assert refused.code == ExitCode.SOURCE_UNREADABLE
+    assert "text-not-unicode=convert" in refused.stderr
+    done = run(folder, tmp_path / name, tmp_path / "r.json", *chosen, "--policy", "text-not-unicode=convert")
+    assert done.code == ExitCode.OK, done.stderr
+    with places.open_source(Place(places.kind_of(name), str(tmp_path / name)), places.Options()) as source:
+        notes = next(item for item in source.collections() if item.path == "south/live/notes")
+        last = [record for page in source.records(notes) for record in page][-1]
+    assert (last.document, last.metadata) == ("half \ufffd", {"k\ufffd": "v\ufffd"})
+
+
 def test_the_report_needs_nothing_but_itself(folder: Path, database_url: str, tmp_path: Path) -> None:
     done = run(folder, database_url, tmp_path / "r.json")
     assert done.code == ExitCode.OK, done.stderr
@@ -229,6 +386,17 @@ async def instrumented(self, *arguments):
     return await write(self, *arguments)
 
 StoreSink.write = instrumented
+
+# A run that is quicker than the delay waits for its end: each is killed.
+from pgchroma.migrate import receipt
+write_receipt = receipt.write
+
+def wait_to_be_killed(path, content):
+    if "result" in content:
+        threading.Event().wait(60)
+    write_receipt(path, content)
+
+receipt.write = wait_to_be_killed
 """
 
 
@@ -240,13 +408,9 @@ def test_killed_at_a_random_moment(folder: Path, database_url: str, tmp_path: Pa
         "migrate", "run", folder, "--database-url", database_url, "--receipt", tmp_path / "r.json",
         prelude=_RANDOM_KILL.format(delay=delay), TMPDIR=str(tmp_path),
     )  # fmt: skip
-    assert killed.code in (-9, ExitCode.OK), killed.stderr
-    if killed.code:
-        resumed = within(
-            "migrate", "resume", "--database-url", database_url, "--receipt", tmp_path / "r.json"
-        )
-        # Killed after the last phase was noted, there is nothing left to resume.
-        assert resumed.code in (ExitCode.OK, ExitCode.REFUSED), resumed.stderr
+    assert killed.code == -signal.SIGKILL, killed.stderr
+    resumed = within("migrate", "resume", "--database-url", database_url, "--receipt", tmp_path / "r.json")
+    assert resumed.code == ExitCode.OK, resumed.stderr
     assert within("migrate", "verify", folder, "--to", database_url).code == ExitCode.OK
 
 

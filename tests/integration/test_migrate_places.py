@@ -1,9 +1,14 @@
 """The same records in every kind of place and back: folders of old and new Chroma, a server, files, databases."""
 
+import asyncio
+import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,11 +17,14 @@ from pgchroma.errors import SourceError
 from pgchroma.exit_codes import ExitCode
 from pgchroma.migrate.exchange.jsonl import open_jsonl
 from pgchroma.migrate.exchange.parquet import open_parquet
+from pgchroma.migrate.model import Source
 from pgchroma.migrate.progress import Display
-from pgchroma.migrate.remote import versions
+from pgchroma.migrate.remote import lock, versions
 from pgchroma.migrate.remote.folder import ChromaProcess
+from pgchroma.store import Store
+from pgchroma.types import Collection, Filter, RecordBatch
 from support import chroma
-from support.command import Outcome, pgchroma, within
+from support.command import Outcome, here, pgchroma, within
 from support.postgres import Databases
 
 RECORDS = {"1.5.9": 465, "0.5.23": 464}
@@ -81,6 +89,39 @@ def test_a_folder_goes_there_and_back(
     assert again.code == ExitCode.REFUSED
 
 
+_TELL_WHAT_IS_LOADED = """
+import atexit, sys
+atexit.register(lambda: sys.stderr.write("chromadb was loaded" if any(name.startswith("chromadb") for name in sys.modules) else "clean"))
+"""
+
+
+def test_no_chromadb_is_in_the_migrators_process(folders: dict[str, Path], tmp_path: Path) -> None:
+    target = (
+        "--to",
+        tmp_path / "back",
+        "--chromadb-python",
+        sys.executable,
+        "--receipt",
+        tmp_path / "r.json",
+    )
+    done = pgchroma("migrate", "run", folders["1.5.9"], *target, prelude=_TELL_WHAT_IS_LOADED)
+    assert done.code == ExitCode.OK, done.stderr
+    assert done.stderr.endswith("clean")
+    control = pgchroma("migrate", "--help", prelude=_TELL_WHAT_IS_LOADED + "import chromadb\n")
+    assert control.stderr.endswith("chromadb was loaded")
+
+
+def test_a_clock_that_is_set_back_changes_no_duration(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count(2_000_000_000.0, -3600.0)
+    monkeypatch.setattr(time, "time", lambda: next(seconds))
+    done = move(folders["1.5.9"], tmp_path / "x.jsonl", tmp_path / "r.json")
+    assert done.code == ExitCode.OK, done.stderr
+    told = [*done.json["seconds"].values(), *(item["copy_seconds"] for item in done.json["collections"])]
+    assert all(0 <= value < 600 for value in told), told
+
+
 @pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.zst", "all.parquet"])
 def test_exchange_files_hold_everything(
     name: str, folders: dict[str, Path], moved: dict[str, str], database_url: str, tmp_path: Path
@@ -112,11 +153,33 @@ def test_a_damaged_exchange_file_is_refused(folders: dict[str, Path], tmp_path: 
         plain + b"{}\n",
         b"[]\n",
         b'{"format": "other"}\n',
+        plain.replace(b'{"end":{"records":', b'{"end":{},"was":{"records":', 1),
     ):
         (tmp_path / "b.jsonl").write_bytes(content)
         with pytest.raises(SourceError) as caught, open_jsonl(tmp_path / "b.jsonl"):
             pass
         assert caught.value.hint
+    # The checksum of the whole is right, that of a collection's records is not.
+    body = plain[: plain.rindex(b'{"sha256"')]
+    start = body.index(b'"sha256":"') + 10
+    body = body[:start] + b"0" * 64 + body[start + 64 :]
+    trailer = json.loads(plain[len(body) :]) | {"sha256": hashlib.sha256(body).hexdigest()}
+    (tmp_path / "b.jsonl").write_bytes(body + json.dumps(trailer).encode() + b"\n")
+
+    def read_all(source: Source) -> None:
+        for item in source.collections():
+            assert list(source.records(item))
+
+    with open_jsonl(tmp_path / "b.jsonl") as source, pytest.raises(SourceError, match="have the digest"):
+        read_all(source)
+    manifest = tmp_path / "a.parquet" / "manifest.json"
+    whole = manifest.read_text()
+    told = json.loads(whole)
+    told["files"][0]["sha256_records"] = "0" * 64
+    manifest.write_text(json.dumps(told))
+    with open_parquet(tmp_path / "a.parquet") as folder, pytest.raises(SourceError, match="have the digest"):
+        read_all(folder)
+    manifest.write_text(whole)
     packed = (tmp_path / "a.jsonl.zst").read_bytes()
     (tmp_path / "b.jsonl.zst").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(SourceError, match="is damaged"), open_jsonl(tmp_path / "b.jsonl.zst"):
@@ -193,6 +256,71 @@ def test_a_migration_to_a_server_is_resumed_after_a_kill(
     assert not (tmp_path / "receipt.journal.json").exists()
 
 
+def _is_running(process_id: int) -> bool:
+    return Path(f"/proc/{process_id}").exists()
+
+
+@pytest.mark.parametrize("version", RECORDS)
+def test_a_folder_whose_migrator_was_killed_is_written_by_one_process_of_its_own_release(
+    version: str, moved: dict[str, str], tmp_path: Path
+) -> None:
+    target, receipt = tmp_path / "back", tmp_path / "receipt.json"
+    started = ("--to", target, "--receipt", receipt)
+    killed = pgchroma(
+        "migrate", "run", moved[version], *started, "--chromadb-version", version, prelude=_KILLED
+    )
+    assert killed.code == -9, killed.stderr
+    writer = json.loads((tmp_path / "receipt.journal.json").read_text())["writer"]
+
+    shown = within("migrate", "status", "--receipts", tmp_path)
+    assert f"to {target}" in shown.stdout
+    rows = within("migrate", "status", "--receipts", tmp_path, "--format", "json").json
+    assert {row["phase"] for row in rows} >= {"planned", "copying"}
+    assert 0 < sum(row["records"] for row in rows) < RECORDS[version]
+    both = within(
+        "migrate", "status", "--receipts", tmp_path, "--database-url", moved[version], "--format", "json"
+    ).json
+    assert len(both) == 2 * len(rows)
+
+    other = next(item for item in RECORDS if item != version)
+    resume = ("migrate", "resume", "--source", moved[version], *started, "--format", "json")
+    refused = within(*resume, "--chromadb-version", other)
+    assert refused.code == ExitCode.REFUSED
+    assert f"chromadb {version} began" in refused.stderr
+    # Without a release named it is that of the beginning, and the writer that was left alone is gone before the new one starts.
+    done = within(*resume)
+    assert done.code == ExitCode.OK, done.stderr
+    assert not _is_running(writer)
+    assert done.json["records"] == RECORDS[version]
+    assert done.json["target"]["layout"] == f"chromadb {version}"
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(
+    moved: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_WAIT_SECONDS", 0.1)
+    partial = tmp_path / "back.partial"
+    partial.mkdir()
+    (partial / "chroma.sqlite3").touch()
+    held = lock.FolderLock(partial)
+    arguments = (moved["1.5.9"], tmp_path / "back", tmp_path / "receipt.json")
+    refused = move(*arguments)
+    assert refused.code == ExitCode.REFUSED
+    assert "another process is writing" in refused.stderr
+    assert (partial / "chroma.sqlite3").exists()
+    held.close()
+    assert move(*arguments).code == ExitCode.OK
+
+
+def test_a_dry_run_into_a_folder_builds_nothing(
+    moved: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCHROMA_CACHE", str(tmp_path / "cache"))
+    done = move(moved["1.5.9"], tmp_path / "back", tmp_path / "receipt.json", "--dry-run")
+    assert done.code == ExitCode.OK, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_server_that_is_written_to_meanwhile_is_told(
     moved: dict[str, str], server: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,9 +348,7 @@ def test_a_server_that_is_written_to_meanwhile_is_told(
     assert "default_tenant/default_database/odd: records were changed between copy and proof" in done.stderr
 
 
-def test_a_token_is_asked_for_and_never_shown(tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text("secret-token\n")
+def test_credentials_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     done = within("migrate", "plan", "http://127.0.0.1:9", "--source-token-file", tmp_path / "none")
     assert done.code == ExitCode.CONFIGURATION
     assert "cannot read" in done.stderr
@@ -251,6 +377,31 @@ def test_what_makes_no_sense_is_refused_by_name(arguments: list[str], code: Exit
     assert message in done.stderr
 
 
+def test_errors_are_json_where_json_is_asked_for() -> None:
+    failed = here("migrate", "plan", "/nowhere", "--format", "json")
+    assert failed.code == ExitCode.SOURCE_UNREADABLE
+    error = failed.json["error"]
+    assert (error["code"], error["kind"]) == (ExitCode.SOURCE_UNREADABLE, "SourceError")
+    assert error["message"] in failed.stderr
+    assert error["hint"]
+    wrong = here("migrate", "plan", "--format=json")
+    assert (wrong.code, wrong.json["error"]["code"]) == (ExitCode.USAGE, ExitCode.USAGE)
+    assert here("migrate", "plan", "/nowhere").stdout == ""
+
+
+def test_a_result_is_all_that_standard_output_holds(folders: dict[str, Path], tmp_path: Path) -> None:
+    # It ends with an error, but what was found is its result.
+    assert (
+        here(
+            "migrate", "run", folders["1.5.9"], "--to", tmp_path / "x.jsonl", "--receipt", tmp_path / "r.json"
+        ).code
+        == 0
+    )
+    different = here("migrate", "verify", folders["0.5.23"], "--to", tmp_path / "x.jsonl", "--format", "json")
+    assert different.code == ExitCode.VERIFICATION_FAILED
+    assert different.json["result"] == "different"
+
+
 def test_only_a_part_is_moved_under_another_name(
     folders: dict[str, Path], database_url: str, tmp_path: Path
 ) -> None:
@@ -266,6 +417,22 @@ def test_only_a_part_is_moved_under_another_name(
     assert done.code == ExitCode.OK, done.stderr
     refused = within("migrate", "cleanup", "--receipt", tmp_path / "r.json", "--yes")
     assert refused.code == ExitCode.REFUSED
+    assert f"only a part of the folder was moved: {path}" in refused.stderr
+
+
+def change_odd(url: str, change: Callable[[Store, Collection], Awaitable[object]]) -> None:
+    """Do something to the collection `odd` of a database."""
+
+    async def work() -> None:
+        async with await Store.open(url) as store:
+            await change(store, await store.get_collection("default_tenant", "default_database", "odd"))
+
+    asyncio.run(work())
+
+
+async def _delete_all(store: Store, odd: Collection) -> None:
+    ids = [record.id async for page in store.iter_records(odd) for record in page]
+    await store.delete(odd.id, Filter(ids=ids))
 
 
 class TestCleanup:
@@ -277,37 +444,108 @@ class TestCleanup:
         assert move(tmp_path / "old", database_url, path).code == ExitCode.OK
         return path
 
-    def test_shows_the_plan_first_then_keeps_a_verified_copy(self, receipt: Path, tmp_path: Path) -> None:
-        plan = within("migrate", "cleanup", "--receipt", receipt, "--format", "json")
+    @pytest.fixture
+    def url(self, database_url: str) -> str:
+        """Where the folder was moved to."""
+        return database_url
+
+    def test_shows_the_plan_first_then_keeps_a_verified_copy(
+        self, receipt: Path, url: str, tmp_path: Path
+    ) -> None:
+        plan = within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--format", "json")
         assert plan.code == ExitCode.REFUSED
         assert "--yes" in plan.stderr
         assert (tmp_path / "old" / "chroma.sqlite3").exists()
-        done = within("migrate", "cleanup", "--receipt", receipt, "--yes", "--format", "json")
+        done = within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes", "--format", "json")
         assert done.code == ExitCode.OK, done.stderr
         assert not (tmp_path / "old").exists()
         assert Path(done.json["backup"]).stat().st_size > 0
         assert Path(done.json["note"]).exists()
 
-    def test_keeps_no_copy_when_told_so(self, receipt: Path, tmp_path: Path) -> None:
-        done = within("migrate", "cleanup", "--receipt", receipt, "--yes", "--no-backup")
+    def test_keeps_no_copy_when_told_so(self, receipt: Path, url: str, tmp_path: Path) -> None:
+        done = within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes", "--no-backup")
         assert done.code == ExitCode.OK, done.stderr
         assert not (tmp_path / "old").exists()
         assert not list(tmp_path.glob("*.tar.zst"))
 
-    def test_refuses_a_folder_in_which_one_byte_differs(self, receipt: Path, tmp_path: Path) -> None:
+    def test_refuses_a_folder_in_which_one_byte_differs(
+        self, receipt: Path, url: str, tmp_path: Path
+    ) -> None:
         file = next((tmp_path / "old").glob("*/link_lists.bin"))
         times = file.stat()
         content = bytearray(file.read_bytes() or b"x")
         content[0] ^= 1
         file.write_bytes(content)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-        done = within("migrate", "cleanup", "--receipt", receipt, "--yes")
+        done = within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes")
         assert done.code == ExitCode.SOURCE_CHANGED
         assert "link_lists.bin has other content" in done.stderr
         assert file.exists()
 
-    def test_refuses_a_receipt_that_is_not_green(self, receipt: Path, tmp_path: Path) -> None:
+    def test_refuses_a_receipt_that_is_not_green(self, receipt: Path, url: str, tmp_path: Path) -> None:
         told = json.loads(receipt.read_text())
         receipt.write_text(json.dumps({**told, "result": "different"}))
-        assert within("migrate", "cleanup", "--receipt", receipt, "--yes").code == ExitCode.REFUSED
+        assert (
+            within("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes").code == ExitCode.REFUSED
+        )
         assert (tmp_path / "old").exists()
+
+    def test_refuses_when_the_target_is_not_what_was_proven(
+        self, receipt: Path, url: str, tmp_path: Path
+    ) -> None:
+        cleanup = ("migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes")
+        change_odd(url, lambda store, odd: store.update(odd.id, RecordBatch(["plain-1"], documents=["new"])))
+        refused = within(*cleanup)
+        assert refused.code == ExitCode.REFUSED
+        assert "--check-target present" in refused.stderr
+        change_odd(url, _delete_all)
+        refused = within(*cleanup, "--check-target", "present")
+        assert refused.code == ExitCode.REFUSED
+        assert "an empty collection default_tenant/default_database/odd" in refused.stderr
+        change_odd(url, lambda store, odd: store.delete_collection(odd.tenant, odd.database, odd.name))
+        refused = within(*cleanup, "--check-target", "present")
+        assert "no collection default_tenant/default_database/odd" in refused.stderr
+        assert (
+            within(*cleanup[:4], "--to", "postgresql:///nowhere?host=/nowhere").code
+            == ExitCode.DATABASE_UNREACHABLE
+        )
+        assert (tmp_path / "old").exists()
+        done = within(*cleanup, "--check-target", "no")
+        assert done.code == ExitCode.OK, done.stderr
+
+    def test_goes_on_when_applications_have_written_to_the_target(
+        self, receipt: Path, url: str, tmp_path: Path
+    ) -> None:
+        change_odd(url, lambda store, odd: store.delete(odd.id, Filter(ids=["plain-1"])))
+        done = within(
+            "migrate", "cleanup", "--receipt", receipt, "--to", url, "--yes", "--check-target", "present"
+        )
+        assert done.code == ExitCode.OK, done.stderr
+        assert not (tmp_path / "old").exists()
+
+    def test_removes_what_a_link_stands_for_after_a_whole_move_under_other_names(
+        self, folders: dict[str, Path], tmp_path: Path
+    ) -> None:
+        shutil.copytree(folders["1.5.9"], tmp_path / "real")
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        target, receipt = tmp_path / "all.jsonl", tmp_path / "r.json"
+        rename = ("--rename", "default_tenant/default_database/odd=even")
+        assert move(tmp_path / "link", target, receipt, *rename).code == ExitCode.OK
+        cleanup = (
+            "migrate",
+            "cleanup",
+            "--receipt",
+            receipt,
+            "--source",
+            tmp_path / "link",
+            "--no-backup",
+            "--yes",
+        )
+        target.rename(tmp_path / "elsewhere.jsonl")
+        gone = within(*cleanup)
+        assert gone.code == ExitCode.SOURCE_UNREADABLE, gone.stderr
+        (tmp_path / "elsewhere.jsonl").rename(target)
+        done = within(*cleanup)
+        assert done.code == ExitCode.OK, done.stderr
+        assert not (tmp_path / "real").exists()
+        assert (tmp_path / "link").is_symlink()

@@ -1,5 +1,6 @@
 """A Chroma folder yields exactly what was written into it, and is left as it was."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pgchroma.errors import SourceChangedError, SourceError
-from pgchroma.migrate.chroma import snapshot
+from pgchroma.migrate.chroma import reading, snapshot
 from pgchroma.migrate.chroma.folder import ChromaFolder, open_folder
 from pgchroma.migrate.model import SourceCollection
 from pgchroma.types import Record
@@ -95,12 +96,49 @@ def test_nothing_is_written_to_the_source(folder: Path) -> None:
     assert hashes(folder) == before
 
 
+# Root, too, is held by the modes of files once it has given up its capabilities.
+_READ_WITHOUT_PRIVILEGES = """
+import ctypes, sys
+from pathlib import Path
+from pgchroma.migrate.chroma.folder import open_folder
+if ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()):
+    sys.exit("capset failed")
+folder = Path(sys.argv[1])
+try:
+    (folder / "probe").touch()
+except PermissionError:
+    with open_folder(folder) as source:
+        sys.stdout.write(str(sum(len(page) for item in source.collections() for page in source.records(item))))
+else:
+    sys.exit("the folder can be written to")
+"""
+
+
+def test_an_application_writes_while_its_folder_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PAGE_RECORDS", 20)
+    with open_folder(folder) as source:
+        pages = source.records(named(source, "handbook"))
+        next(pages)
+        # No timeout: the first lock in its way would be an error.
+        with contextlib.closing(sqlite3.connect(folder / "chroma.sqlite3", timeout=0)) as application:
+            application.execute("BEGIN EXCLUSIVE")
+            application.execute("DELETE FROM embeddings WHERE embedding_id = 'plain-1'")
+            application.execute("COMMIT")
+        assert sum(map(len, pages)) > 0
+        assert source.changes()
+
+
 def test_a_folder_that_cannot_be_written_to_is_read(folder: Path) -> None:
+    with open_folder(folder) as source:
+        wanted = sum(item.count for item in source.collections())
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        with open_folder(folder) as source:
-            assert len(everything(source, named(source, "handbook"))) == named(source, "handbook").count
+        command = [sys.executable, "-c", _READ_WITHOUT_PRIVILEGES, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, str(wanted)), done.stderr
     finally:
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)

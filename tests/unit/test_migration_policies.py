@@ -1,11 +1,13 @@
 """Each danger does what its name and the chosen action say: to a record in the way, and to nothing else."""
 
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import numpy as np
 import pytest
 
+from pgchroma.cli.migrate_options import place_of, target_of
 from pgchroma.errors import ConfigurationError, SourceError
 from pgchroma.migrate.model import Limits, SourceCollection
 from pgchroma.migrate.places import kind_of
@@ -23,14 +25,22 @@ IN_THE_WAY = {
     "vector-not-finite": replace(PLAIN, id="x", embedding=np.array([np.nan, np.inf, -np.inf], np.float32)),
     "vector-dimension": replace(PLAIN, id="x", embedding=np.ones(2, np.float32)),
     "nul": replace(PLAIN, id="x\0", document="a\0b", metadata={"k\0": "v\0", "list": ["\0"]}, uri="\0"),
+    "text-not-unicode": replace(
+        PLAIN, id="x", document="a\ud800", uri="\udfff", metadata={"k\udc00": "v", "list": ["\ud801"]}
+    ),
     "id-empty": replace(PLAIN, id=""),
     "metadata-number": replace(PLAIN, id="x", metadata={"big": 2**63, "nan": float("nan"), "kept": 1}),
     "metadata-key": replace(PLAIN, id="x", metadata={"chroma:own": 1, "kept": 1}),
     "metadata-array": replace(PLAIN, id="x", metadata={"list": [1, 2]}),
     "metadata-sparse": replace(PLAIN, id="x", metadata={"s": {"#type": "sparse_vector"}, "kept": 1}),
 }
+# Those that are looked for within lists, too, which therefore stay lists in the test.
+IN_LISTS = ("nul", "text-not-unicode")
 CONVERTED = {
     "nul": replace(PLAIN, id="x␀", document="a␀b", metadata={"k␀": "v␀", "list": ["␀"]}, uri="␀"),
+    "text-not-unicode": replace(
+        PLAIN, id="x", document="a\ufffd", uri="\ufffd", metadata={"k\ufffd": "v", "list": ["\ufffd"]}
+    ),
     "id-empty": replace(PLAIN, id=EMPTY_ID),
     "metadata-number": replace(PLAIN, id="x", metadata={"big": float(2**63), "kept": 1}),
     "metadata-key": replace(PLAIN, id="x", metadata={"kept": 1}),
@@ -41,6 +51,17 @@ CONVERTED = {
 
 def fields(record: Record) -> tuple[object, ...]:
     return record.id, record.document, record.uri, record.metadata
+
+
+def test_each_of_two_databases_has_a_password_of_its_own() -> None:
+    given = {"target": None, "database_url": "postgresql://b/b", "database_password_file": Path("both")}
+    assert place_of("postgresql://a/a", "source", given).password_file == Path("both")
+    assert target_of(given).password_file == Path("both")
+    given |= {"source_password_file": Path("one"), "target_password_file": Path("other")}
+    assert place_of("postgresql://a/a", "source", given).password_file == Path("one")
+    assert target_of(given).password_file == Path("other")
+    assert target_of({**given, "target": "postgresql://c/c"}).password_file == Path("other")
+    assert place_of("http://a", "source", given).password_file is None
 
 
 def test_every_danger_that_records_meet_is_tested() -> None:
@@ -59,7 +80,9 @@ def test_fail_stops_and_names_the_record_and_the_choices(code: str) -> None:
 @pytest.mark.parametrize("code", IN_THE_WAY)
 def test_quarantine_puts_the_whole_record_aside(code: str) -> None:
     record = IN_THE_WAY[code]
-    kept, aside = Policies({code: "quarantine"}).sort([PLAIN, record, PLAIN], COLLECTION, Limits())
+    kept, aside = Policies({code: "quarantine"}).sort(
+        [PLAIN, record, PLAIN], COLLECTION, Limits(), doubtful=True
+    )
     assert kept == [PLAIN, PLAIN]
     assert [(item.code, item.record) for item in aside] == [(code, record)]
 
@@ -67,8 +90,8 @@ def test_quarantine_puts_the_whole_record_aside(code: str) -> None:
 @pytest.mark.parametrize("code", CONVERTED)
 def test_convert_changes_what_it_says_and_nothing_else(code: str) -> None:
     (kept,), aside = Policies(
-        {code: "convert", "metadata-array": "convert" if code != "nul" else "keep"}
-    ).sort([IN_THE_WAY[code]], COLLECTION, NARROW if code != "nul" else Limits())
+        {code: "convert", "metadata-array": "keep" if code in IN_LISTS else "convert"}
+    ).sort([IN_THE_WAY[code]], COLLECTION, Limits(plain_metadata=True) if code in IN_LISTS else NARROW)
     assert not aside
     assert fields(kept) == fields(CONVERTED[code])
 

@@ -1,6 +1,7 @@
 """The `pgchroma` command group: loads a sub-command's module only when it is asked for, and turns errors into exit codes."""
 
 import importlib
+import itertools
 import os
 import sys
 import traceback
@@ -40,11 +41,22 @@ def run(
     command: click.Command, args: Sequence[str] | None = None, *, prog_name: str | None = None
 ) -> NoReturn:
     """Run a command and leave the process with one of the codes of `pgchroma.exit_codes`, without a traceback for expected errors."""
+    output.begin()
     try:
         code = command.main(args, prog_name=prog_name, standalone_mode=False)
     except BaseException as exc:  # noqa: BLE001 - the one place that turns whatever happens into an exit status
-        exit_with(exc)
+        try:
+            exit_with(exc)
+        except SystemExit as end:
+            if _asks_for_json(sys.argv[1:] if args is None else args) and end is not exc:
+                output.error_as_json(exc, int(end.code or 0))
+            raise
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _asks_for_json(args: Sequence[str]) -> bool:
+    """Whether a command line that may be wrong asks for JSON."""
+    return "--format=json" in args or ("--format", "json") in itertools.pairwise(args)
 
 
 def exit_with(exc: BaseException) -> NoReturn:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -237,7 +237,7 @@ def start_run(
             "--since has no dry run: what is newer is known when it is applied", hint="leave --dry-run out"
         )
     if since:
-        return shared.carry_out(_increment(place, target, settings, path, receipts.read(since)))
+        return shared.carry_out(_increment(place, target, settings, path, receipts.read_moved(since)))
 
     async def work(second: SecondProcess | None) -> Json:
         started = time.monotonic()
@@ -246,6 +246,8 @@ def start_run(
             if not dry_run:
                 receipts.require_writable(path)
             sink = await connect()
+            if isinstance(sink, FolderSink) and not dry_run:
+                await asyncio.to_thread(sink.build)
             connected_at = time.monotonic()
             if dry_run:
                 await plans.require_free_targets(opened, sink)
@@ -267,10 +269,15 @@ def start_run(
         return shared.carry_out(work(second))
 
 
-def _whole(source: object, settings: Given) -> Json:
-    """Return what a receipt needs for a later cleanup: every file of a folder, and that all of it was moved."""
-    if isinstance(source, ChromaFolder):
-        return {"manifest": manifest_of(source.path)}
+def _whole(source: Source, settings: Given) -> Json:
+    """Return what a receipt needs later: which part was moved, or every file of a folder all of which was."""
+    origin = source.original if isinstance(source, Selected) else source
+    if len(source.collections()) < len(origin.collections()):
+        moved = {item.id for item in source.collections()}
+        paths = [item.path for item in origin.collections() if item.id in moved]
+        return {"scopes": list(settings.scopes) or paths}
+    if isinstance(origin, ChromaFolder):
+        return {"manifest": manifest_of(origin.path)}
     return {"scopes": list(settings.scopes)} if settings.scopes else {}
 
 
@@ -309,6 +316,7 @@ async def _increment(place: Place, target: Place, settings: Given, path: Path, r
 @database_options
 @shared.source_access
 @shared.target_options
+@shared.scope_option
 @work_folder
 @shared.receipt_out
 @shared.log_file
@@ -325,18 +333,26 @@ def resume(
     shared.log_to(given["log_file"])
 
     async def work(second: SecondProcess | None) -> Json:
-        path = receipt_path
+        path, options = receipt_path, settings.options
         if not target.is_database and path is None:
             wanted = target.text.rstrip("/") if target.kind == "chroma-server" else str(target.path.resolve())
             found_at = journal.find(Path("receipts"), wanted)
             path = found_at.with_name(found_at.name.replace(".journal.json", ".json"))
-        async with _sink(target, settings.options, path or Path("receipts/resume.json")) as sink:
+        if target.kind == "chroma-folder" and path is not None:
+            options = settings.with_version(journal.release(path))
+        async with _sink(target, options, path or Path("receipts/resume.json")) as sink:
             noted = await sink.noted(run_id)
             path = path or receipts.default_path(noted.note.run_id)
             receipts.require_writable(path)
             origin = shared.place_of(source or noted.note.source, "source", given)
             places.require_existing(origin)
-            with places.open_source(origin, settings.options) as opened, display() as shown:
+            if origin.kind == "chroma-server" and not options.scopes:
+                # It tells only of the databases that it is asked about: those that were moved.
+                parts = [path.split("/", 2) for path in noted.states]
+                found_in = sorted({(tenant, database) for tenant, database, _ in parts})
+                looked = tuple((tenant, database, None) for tenant, database in found_in)
+                options = replace(options, scopes=looked, wanted=False)
+            with places.open_source(origin, options) as opened, display() as shown:
                 chosen = opened
                 if {item.id: item.name for item in opened.collections()} != noted.names:
                     chosen = Selected.of_run(opened, noted.names)
@@ -355,9 +371,20 @@ def resume(
 @migrate.command()
 @run_id
 @database_options
+@click.option(
+    "--receipts",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="receipts",
+    show_default=True,
+    help="Folder in which interrupted migrations into folders and servers left their journals.",
+)
 @format_option
-def status(run_id: UUID | None, fmt: output.Format, **given: Any) -> None:
-    """Show how far each migration into this database is, newest first."""
+def status(run_id: UUID | None, receipts: Path, fmt: output.Format, **given: Any) -> None:
+    """Show how far each migration into this database is, newest first; then interrupted ones into folders and servers."""
+    kept = journal.rows(receipts, run_id)
+    if kept and not given["database_url"]:
+        output.emit(kept, fmt, texts.status(kept))
+        return
 
     async def work() -> list[dict[str, Any]]:
         async with _sink(shared.target_of(given), Options(), Path("receipts/status.json")) as sink:
@@ -365,7 +392,7 @@ def status(run_id: UUID | None, fmt: output.Format, **given: Any) -> None:
                 raise PgchromaError("status is about a database")
             return [{**asdict(row), "collection": row.path} for row in await sink.status(run_id)]
 
-    rows = shared.carry_out(work())
+    rows = [*shared.carry_out(work()), *kept]
     output.emit(rows, fmt, texts.status(rows))
 
 

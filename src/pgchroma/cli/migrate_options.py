@@ -57,17 +57,25 @@ def _access(side: str) -> Callable[[Command], Command]:
             type=_FILE,
             help=f"File of `Name: value` lines that the {side}'s server is sent with every request.",
         ),
+        click.option(
+            f"--{side}-password-file",
+            type=_FILE,
+            help=f"File holding the password of the {side}'s database. Default: that of --database-password-file.",
+        ),
     )
 
 
 source_access = _access("source")
-target_options = _together(
+target_place = _together(
     click.option(
         "--to",
         "target",
         help="Where to: a folder, http(s)://, postgresql://, FILE.jsonl[.zst] or DIR.parquet. Default: the database of --database-url.",
     ),
     _access("target"),
+)
+target_options = _together(
+    target_place,
     click.option(
         "--chromadb-version",
         help=f"The release of chromadb that writes a target folder. Default: {versions.DEFAULT}, or with --since the one of its layout.",
@@ -78,14 +86,15 @@ target_options = _together(
         help="A Python that has this release installed, for a host without a package registry.",
     ),
 )
+scope_option = click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    metavar="TENANT[/DATABASE[/COLLECTION]]",
+    help="Move only this. Also names tenants of a server that cannot list them. May be repeated.",
+)
 selection_options = _together(
-    click.option(
-        "--scope",
-        "scopes",
-        multiple=True,
-        metavar="TENANT[/DATABASE[/COLLECTION]]",
-        help="Move only this. Also names tenants of a server that cannot list them. May be repeated.",
-    ),
+    scope_option,
     click.option(
         "--rename",
         "renames",
@@ -142,8 +151,14 @@ def place_of(text: str, side: str, given: dict[str, Any]) -> Place:
     """Return a side's place with its credentials."""
     kind = places.kind_of(text)
     headers = places.headers_from(given.get(f"{side}_token_file"), given.get(f"{side}_headers_file"))
-    password = given.get("database_password_file") if kind == "pgchroma-database" else None
+    password = _password(side, given) if kind == "pgchroma-database" else None
     return Place(kind, text, headers, password)
+
+
+def _password(side: str, given: dict[str, Any]) -> Path | None:
+    """Return the password file of a side that is a database: both may be, of clusters of their own."""
+    found: Path | None = given.get(f"{side}_password_file") or given.get("database_password_file")
+    return found
 
 
 def target_of(given: dict[str, Any]) -> Place:
@@ -154,7 +169,7 @@ def target_of(given: dict[str, Any]) -> Place:
     return Place(
         "pgchroma-database",
         required_url(given.get("database_url")),
-        password_file=given.get("database_password_file"),
+        password_file=_password("target", given),
     )
 
 

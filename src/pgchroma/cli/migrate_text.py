@@ -1,6 +1,7 @@
 """How `pgchroma migrate` shows its results to a person; each function returns what draws the given JSON object."""
 
 import itertools
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -70,13 +71,14 @@ def _comparison_table(console: Console, collections: list[dict[str, Any]]) -> No
     console.print(
         output.table(
             "",
-            ("collection", "records>", "SHA-256 of all records", "proof", "rows/s>"),
+            ("collection", "records>", "SHA-256 of all records", "proof", "recall@10>", "rows/s>"),
             [
                 (
                     item["collection"],
                     item["records_target"],
                     item["digest_target"][:16],
                     output.status_text("equal" if item["equal"] else f"{item['different']:,} differ"),
+                    f"{item['answers']['recall']:.3f}" if item.get("answers") else None,
                     _rate(item["records_target"], item["seconds"]),
                 )
                 for item in collections
@@ -105,13 +107,17 @@ def result(data: dict[str, Any]) -> output.TextRenderer:
                 f"copied in {seconds['copy']:.1f} s, proven in {seconds['proof']:.1f} s",
             )
         )
-        if data.get("increment"):
-            for item in data["increment"]:
-                console.print(
-                    Text(
-                        f"{item['collection']}: {item['born']:,} born, {item['changed']:,} changed, {item['deleted']:,} deleted"
-                    )
+        for item in data.get("increment", ()):
+            described = f", {' and '.join(item['described'])} changed" if item["described"] else ""
+            console.print(
+                Text(
+                    f"{item['collection']}: {item['born']:,} born, {item['changed']:,} changed, {item['deleted']:,} deleted{described}"
                 )
+            )
+        for item in data.get("collections_renamed", ()):
+            console.print(Text(f"{item['from']}: renamed to {item['to']}"))
+        for path in data.get("collections_gone", ()):
+            console.print(Text(f"{path}: deleted, since the database has it no more"))
         console.print(Text(f"receipt: {data['receipt']}"))
         console.print(Text(f"report: {data['report']}"))
 
@@ -123,11 +129,19 @@ def comparison(data: dict[str, Any]) -> output.TextRenderer:
 
     def draw(console: Console) -> None:
         _comparison_table(console, data["collections"])
+        _problems(console, data["notices"])
+        for path in data["only_in_target"]:
+            console.print(Text(f"only in the target: {path}"))
         console.print(
             Text.assemble(output.status_text(data["result"]), f": compared with the {data['against']}")
         )
 
     return draw
+
+
+def _moment(when: datetime | str | None) -> str | None:
+    moment = datetime.fromisoformat(when) if isinstance(when, str) else when
+    return None if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
 def status(rows: list[dict[str, Any]]) -> output.TextRenderer:
@@ -141,7 +155,8 @@ def status(rows: list[dict[str, Any]]) -> output.TextRenderer:
             of_run = list(group)
             console.print(
                 output.table(
-                    f"{run_id}: {of_run[0]['source']}",
+                    f"{run_id}: {of_run[0]['source']}"
+                    + (f" to {of_run[0]['target']}" if "target" in of_run[0] else ""),
                     ("collection", "phase", "records>", "of>", "skipped>", "errors>", "started", "completed"),
                     [
                         (
@@ -151,8 +166,8 @@ def status(rows: list[dict[str, Any]]) -> output.TextRenderer:
                             row["source_records"],
                             row["skipped"],
                             row["errors"],
-                            f"{row['started_at']:%Y-%m-%d %H:%M:%S}",
-                            f"{row['completed_at']:%Y-%m-%d %H:%M:%S}" if row["completed_at"] else None,
+                            _moment(row["started_at"]),
+                            _moment(row["completed_at"]),
                         )
                         for row in of_run
                     ],

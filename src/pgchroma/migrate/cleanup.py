@@ -8,7 +8,10 @@ from typing import Final
 from pgchroma.errors import RefusedError, SourceChangedError, SourceError
 from pgchroma.migrate import receipt as receipts
 from pgchroma.migrate.archive import Manifest, differences, manifest_of, pack, packed_manifest
-from pgchroma.migrate.model import Json
+from pgchroma.migrate.model import Json, Source
+from pgchroma.migrate.policies import Policies
+from pgchroma.migrate.progress import Display
+from pgchroma.migrate.reverify import against_receipt, limits_of
 
 FORMAT: Final = "pgchroma-cleanup-receipt/1"
 
@@ -65,17 +68,18 @@ def prepare(
             f"the receipt is not green: its result is {receipt['result']}",
             hint="migrate again until every record is proven equal",
         )
-    if told["kind"] != "chroma-folder" or "manifest" not in receipt:
+    if told["kind"] != "chroma-folder":
         raise RefusedError(
             "the receipt is not about a Chroma folder that was moved",
             hint="name the receipt of such a migration",
         )
-    if receipt.get("scopes"):
+    if "manifest" not in receipt:
         raise RefusedError(
-            "only a part of the folder was moved: " + ", ".join(receipt["scopes"]),
+            "only a part of the folder was moved: " + ", ".join(receipt.get("scopes", ())),
             hint="move all of it, then clean up with that receipt",
         )
-    where = (folder or Path(told["path"])).absolute()
+    # Of a link, it is the folder behind it that goes.
+    where = (folder or Path(told["path"])).resolve()
     if not where.is_dir():
         raise SourceError(f"the folder {where} is gone", hint="name its new place by --source")
     found = manifest_of(where)
@@ -86,6 +90,37 @@ def prepare(
         )
     name = f"{where.name}-{receipt['run_id']}.tar.zst"
     return Cleanup(where, receipt, found, (backup_folder or where.parent) / name if backup else None)
+
+
+def require_target(receipt: Json, target: Source, display: Display, *, equal: bool) -> None:
+    """Raise RefusedError unless what was moved is still in the target.
+
+    Args:
+        equal: every record must be what the receipt says; otherwise applications may have written to the collections.
+    """
+    where = target.description["path"]
+    present = {item.path: item for item in target.collections()}
+    for item in receipt["collections"]:
+        found = present.get(item["collection"])
+        if found is None or (item["records_source"] > len(_aside(receipt, item)) and not found.count):
+            raise RefusedError(
+                f"{where} has {'no' if found is None else 'an empty'} collection {item['collection']}, which was moved there",
+                hint="the folder may be all that is left of it: restore the target, or migrate again",
+            )
+    if not equal:
+        return
+    limits = limits_of(receipt["target"]["kind"], receipt["target"]["layout"])
+    policies = Policies(receipt.get("policies", {}))
+    proofs = against_receipt(receipt, target, "target", policies, limits, display)
+    if different := [proof.path for proof in proofs if not proof.equal]:
+        raise RefusedError(
+            f"{where} is not what the receipt proves: {', '.join(different)}",
+            hint="if applications have written to it since, add --check-target present; otherwise migrate again",
+        )
+
+
+def _aside(receipt: Json, item: Json) -> list[Json]:
+    return [skipped for skipped in receipt["skipped"] if skipped["collection"] == item["collection"]]
 
 
 def carry_out(cleanup: Cleanup, note_path: Path) -> Json:

@@ -19,6 +19,7 @@ from pgchroma.migrate.remote.folder import FolderSink
 from pgchroma.migrate.remote.sink import ServerSink
 from pgchroma.migrate.remote.source import open_server
 from pgchroma.migrate.reverify import against_receipt, limits_of
+from pgchroma.migrate.selection import parse_scopes
 from pgchroma.migrate.since import Applier, Increment, require_usable
 
 
@@ -63,16 +64,24 @@ def check_target(receipt: Json, place: Place, options: Options, receipts: Path) 
         _require_unchanged_files(receipt, place, options)
         return None
     before = receipt["source"]
-    version = None
+    version = options.chromadb_version
     if place.kind == "chroma-folder":
         with open_folder(place.path, options.work_folder) as folder:
             layout = folder.layout
-            version = versions.BY_LAYOUT.get((layout.sysdb, layout.metadb, layout.embeddings_queue))
+            version = version or versions.BY_LAYOUT.get(
+                (layout.sysdb, layout.metadb, layout.embeddings_queue)
+            )
+            if version is None:
+                raise RefusedError(
+                    f"which release of chromadb writes the layout of {place.text} is not known: {layout.name}",
+                    hint="name by --chromadb-version the release that the folder's application uses",
+                )
             ours = before["kind"] == place.kind and before["path"] == folder.description["path"]
             now = {item.path: item.state for item in folder.collections()}
             changed = ours and folder.fingerprint != before["fingerprint"]
     else:
-        with open_server(Access(place.text, place.headers)) as server:
+        scopes = parse_scopes(receipt.get("scopes", ()))
+        with open_server(Access(place.text, place.headers), scopes) as server:
             ours = before["kind"] == place.kind and before["path"] == server.description["path"]
             now = {item.path: item.state for item in server.collections()}
             changed = ours and server.fingerprint != before["fingerprint"]
@@ -179,17 +188,17 @@ async def carry_out(
     await sink.begin(note, source.collections())
     server = await sink.server()
     applier = Applier(source, server, receipt)
-    moved = {item["collection"] for item in receipt["collections"]}
-    gone = sorted(moved - {item.path for item in source.collections()})
-    run.extra["collections_gone"] = gone
+    await applier.require_applicable()
+    run.extra |= await applier.arrange()
 
     async def copy(collection: SourceCollection) -> None:
         step = display.step(f"applying to {collection.path}", collection.count)
-        if await server.find(collection) is None:
+        existing = await server.find(collection)
+        if existing is None:
             await runner.copy_collection(run, collection, display)
             applied.append(Increment(collection.path, born=collection.count, created=True).as_json())
             return
-        done = await applier.apply(collection, step.advance)
+        done = await applier.apply(collection, existing[0], step.advance)
         await sink.set_phase(run.run_id, collection, "copied")
         applied.append(done.as_json())
 

@@ -48,6 +48,35 @@ def find(folder: Path, target: str) -> Path:
     return max(found)[1]
 
 
+def rows(folder: Path, run_id: UUID | None = None) -> list[Json]:
+    """Return how far the interrupted runs are whose journals a folder holds, a row for each collection, newest run first."""
+    found: list[Json] = []
+    for path in folder.glob("*.journal.json"):
+        content = read(path)
+        if run_id is not None and content["run_id"] != str(run_id):
+            continue
+        found += [
+            {
+                "run_id": content["run_id"],
+                "source_collection_id": ident,
+                "collection": row["collection"],
+                "phase": row["phase"],
+                "started_at": content["started_at"],
+                "completed_at": None,
+                **{
+                    key: row[key]
+                    for key in ("source_records", "records", "skipped", "errors", "last_position")
+                },
+                "source": content["source"],
+                "target": content["target"]["path"],
+                "policies": content["policies"],
+                "journal": str(path),
+            }
+            for ident, row in content["collections"].items()
+        ]
+    return sorted(found, key=lambda row: str(row["started_at"]), reverse=True)
+
+
 def read(path: Path) -> Json:
     """Return a journal's content; ConfigurationError when it is none."""
     try:
@@ -68,6 +97,19 @@ def was_publishing(receipt_path: Path) -> bool:
     """Whether the run with this receipt was interrupted while it put its proven result in its place."""
     path = path_for(receipt_path)
     return path.exists() and read(path).get("publishing") is not None
+
+
+def release(receipt_path: Path) -> str | None:
+    """Return the chromadb release that began the folder of the run with this receipt; None where there is none to go on with."""
+    path = path_for(receipt_path)
+    layout = str(read(path)["target"].get("layout")) if path.exists() else ""
+    return layout.removeprefix("chromadb ") if layout.startswith("chromadb ") else None
+
+
+def writer(receipt_path: Path) -> int | None:
+    """Return the process id that the folder's writer had in the last attempt of the run with this receipt."""
+    path = path_for(receipt_path)
+    return read(path).get("writer") if path.exists() else None
 
 
 class Journal:
@@ -153,11 +195,7 @@ class Journal:
     ) -> Checkpoint:
         """Move a checkpoint after its batch is in the target; records put aside are made safe first."""
         if aside:
-            with self.quarantine_path.open("ab") as file:
-                file.writelines(quarantine_line(item) for item in aside)
-                file.flush()
-                os.fsync(file.fileno())
-                self.content["quarantine_bytes"] = file.tell()
+            self.content["quarantine_bytes"] = put_aside(self.quarantine_path, aside)
         row = self._row(collection)
         row["phase"] = "copying"
         row["records"] += written
@@ -174,6 +212,11 @@ class Journal:
         row["phase"] = phase
         if errors is not None:
             row["errors"] = errors
+        self._write()
+
+    def note_writer(self, process_id: int) -> None:
+        """Note which process writes the folder."""
+        self.content["writer"] = process_id
         self._write()
 
     @property
@@ -193,6 +236,15 @@ class Journal:
 
     def _write(self) -> None:
         receipt.write(self.path, {**self.content, "format": FORMAT})
+
+
+def put_aside(path: Path, aside: Sequence[Quarantined]) -> int:
+    """Append records that were put aside to a file, have it on disk, and return how long it is."""
+    with path.open("ab") as file:
+        file.writelines(quarantine_line(item) for item in aside)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
 
 
 def quarantine_line(item: Quarantined) -> bytes:

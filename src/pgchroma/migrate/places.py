@@ -71,12 +71,14 @@ class Options:
 
     Attributes:
         work_folder: for private copies; the system's temporary folder when None.
+        wanted: the operator named the scopes, so each must be there.
         chromadb_version: the release that writes a folder; None for the default.
         chromadb_python: an interpreter that has it.
     """
 
     work_folder: Path | None = None
     scopes: tuple[Scope, ...] = ()
+    wanted: bool = True
     renames: Mapping[str, str] = field(default_factory=dict)
     chromadb_version: str | None = None
     chromadb_python: Path | None = None
@@ -106,8 +108,8 @@ def headers_from(token_file: Path | None, headers_file: Path | None) -> dict[str
     headers = {}
     try:
         if token_file:
-            headers["Authorization"] = f"Bearer {token_file.read_text().strip()}"
-        for line in headers_file.read_text().splitlines() if headers_file else ():
+            headers["Authorization"] = f"Bearer {_ascii(token_file).strip()}"
+        for line in _ascii(headers_file).splitlines() if headers_file else ():
             if line.strip():
                 name, separator, value = line.partition(":")
                 if not separator:
@@ -120,6 +122,17 @@ def headers_from(token_file: Path | None, headers_file: Path | None) -> dict[str
             f"cannot read {error.filename}: {error.strerror}", hint="check the file's owner and mode"
         ) from error
     return headers
+
+
+def _ascii(path: Path) -> str:
+    """Return the text of a file; ConfigurationError for what no header can hold."""
+    try:
+        return path.read_bytes().decode("ascii")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{path} holds something else than ASCII text",
+            hint="name a file that holds nothing but the token or headers",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -143,7 +156,7 @@ def open_source(place: Place, options: Options) -> Iterator[Source]:
         else:
             source = stack.enter_context(open_folder(place.path, options.work_folder))
         if options.scopes or options.renames:
-            source = Selected(source, options.scopes, options.renames)
+            source = Selected(source, options.scopes, options.renames, wanted=options.wanted)
         yield source
 
 
@@ -170,6 +183,7 @@ async def open_sink(place: Place, options: Options, receipt_path: Path, *, base:
     if place.kind in ("exchange-jsonl", "exchange-parquet"):
         return ExchangeSink(
             place.path,
+            receipt_path,
             parquet=place.kind == "exchange-parquet",
             work_folder=options.work_folder,
             replaces=base is not None,

@@ -155,6 +155,9 @@ def _blocks(problem: Problem, policies: Policies, limits: Limits) -> bool:
         return problem.severity == "error" and policies.action("vector-missing") == "fail"
     if problem.code not in DANGERS:
         return problem.severity == "error"
+    if problem.code == "text-not-unicode" and policies.action("record-lost") != "convert":
+        # Only records that Chroma lost can have such texts.
+        return False
     if problem.code == "vector-missing" and limits.missing_vectors:
         return False
     if problem.code == "vector-not-finite" and not limits.finite_vectors:

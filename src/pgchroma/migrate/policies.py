@@ -15,6 +15,7 @@ import orjson
 
 from pgchroma.errors import ConfigurationError, SourceError
 from pgchroma.migrate.model import Limits, Quarantined, SourceCollection
+from pgchroma.store import text
 from pgchroma.types import MetadataValue, Record, RecordPage
 
 LARGEST_DOCUMENT_BYTES: Final = 256 * 1024 * 1024
@@ -46,6 +47,7 @@ DANGERS: Final = {
         Danger("vector-dimension", "its vector is of another dimension than the collection", ("fail", "quarantine")),
         Danger("record-lost", "the application lost it, its log or index still holds it", ("report", "fail", "quarantine", "convert"), "it becomes a record again, after all others"),
         Danger("nul", "it holds U+0000", ("keep", "fail", "quarantine", "convert"), "U+0000 becomes U+2400, the symbol for it"),
+        Danger("text-not-unicode", "its texts hold half of a surrogate pair, which is no Unicode", ("fail", "quarantine", "convert"), "U+FFFD takes its place"),
         Danger("id-empty", "its id is empty", ("fail", "quarantine", "convert"), f"its id becomes {EMPTY_ID}"),
         Danger("document-too-large", "its document is larger than 256 MiB", ("fail", "quarantine")),
         Danger("metadata-number", "its metadata hold an integer beyond 64 bits, NaN or infinity", ("keep", "fail", "quarantine", "convert"), "a large integer becomes a float; a key with NaN or infinity is left out"),
@@ -58,35 +60,46 @@ _IN_METADATA = ("metadata-number", "metadata-key", "metadata-sparse", "metadata-
 _UNREADABLE = ("vector-missing", "vector-not-finite", "vector-dimension")
 
 
-def _texts(record: Record) -> Iterator[str]:
+def texts_of(record: Record) -> Iterator[str]:
+    """Yield every text of a record, keys of its metadata included."""
     yield record.id
-    for text in (record.document, record.uri):
-        if text is not None:
-            yield text
-    for key, value in (record.metadata or {}).items():
+    for value in (record.document, record.uri):
+        if value is not None:
+            yield value
+    for key, found in (record.metadata or {}).items():
         yield key
-        yield from (item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))
+        yield from (item for item in (found if isinstance(found, list) else [found]) if isinstance(item, str))
 
 
-def _without_nul(record: Record) -> Record:
+def _with_texts(record: Record, change: Callable[[str], str], code: str) -> Record:
+    """Return a record all of whose texts are changed in the way that the danger `code` asks for."""
+
     def clean(value: Any) -> Any:  # noqa: ANN401 - any metadata value
         if isinstance(value, str):
-            return value.replace("\0", _SYMBOL_FOR_NUL)
+            return change(value)
         return [clean(item) for item in value] if isinstance(value, list) else value
 
     metadata = record.metadata and {str(clean(key)): clean(value) for key, value in record.metadata.items()}
     if metadata is not None and record.metadata is not None and len(metadata) < len(record.metadata):
         raise SourceError(
-            f"record {record.id!r}: two of its metadata keys are the same once U+0000 is replaced",
-            hint="choose --policy nul=keep or nul=quarantine",
+            f"record {record.id!r}: two of its metadata keys are the same once {DANGERS[code].convert}",
+            hint=f"choose --policy {code}=quarantine",
         )
     return replace(
         record,
         id=str(clean(record.id)),
-        document=record.document and record.document.replace("\0", _SYMBOL_FOR_NUL),
-        uri=record.uri and record.uri.replace("\0", _SYMBOL_FOR_NUL),
+        document=record.document and change(record.document),
+        uri=record.uri and change(record.uri),
         metadata=metadata,
     )
+
+
+def _without_nul(record: Record) -> Record:
+    return _with_texts(record, lambda value: value.replace("\0", _SYMBOL_FOR_NUL), "nul")
+
+
+def _unicode(record: Record) -> Record:
+    return _with_texts(record, text.repaired, "text-not-unicode")
 
 
 def _finite(record: Record) -> Record:
@@ -140,6 +153,7 @@ def _without_sparse(record: Record) -> Record:
 _CONVERSIONS: dict[str, Callable[[Record], Record]] = {
     "vector-not-finite": _finite,
     "nul": _without_nul,
+    "text-not-unicode": _unicode,
     "id-empty": lambda record: replace(record, id=EMPTY_ID),
     "metadata-number": _plain_numbers,
     "metadata-key": _without_reserved,
@@ -186,14 +200,17 @@ class Policies:
         return {code: self.action(code) for code in DANGERS}
 
     def sort(
-        self, page: Sequence[Record], collection: SourceCollection, limits: Limits
+        self, page: Sequence[Record], collection: SourceCollection, limits: Limits, *, doubtful: bool = False
     ) -> tuple[list[Record], list[Quarantined]]:
         """Return (records to move, records put aside) of a page, in its order.
+
+        Args:
+            doubtful: the texts come from where they need not be Unicode, so every record is looked at.
 
         Raises:
             SourceError: a record meets a danger whose action is `fail`.
         """
-        if self._harmless(page, collection, limits):
+        if not doubtful and self._harmless(page, collection, limits):
             return page if isinstance(page, list) else list(page), []
         kept, aside = [], []
         for record in page:
@@ -259,7 +276,10 @@ def _dangers_of(record: Record, dimension: int | None, limits: Limits) -> Iterat
         yield "id-empty"
     if record.document and len(record.document) * 4 > LARGEST_DOCUMENT_BYTES and len(record.document.encode()) > LARGEST_DOCUMENT_BYTES:  # fmt: skip
         yield "document-too-large"
-    if any("\0" in text for text in _texts(record)):
+    texts = list(texts_of(record))
+    if not all(map(text.is_unicode, texts)):
+        yield "text-not-unicode"
+    if any("\0" in value for value in texts):
         yield "nul"
     values = (record.metadata or {}).values()
     if any(map(_odd_number, values)):
@@ -313,5 +333,6 @@ def movable(
                 rest[-1].seq,
             )
         else:
-            kept, aside = policies.sort(rest, collection, limits)
+            # Chroma refused some of these because of their texts.
+            kept, aside = policies.sort(rest, collection, limits, doubtful=True)
             yield kept, aside, rest[-1].seq

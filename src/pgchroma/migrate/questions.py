@@ -7,7 +7,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pgchroma.migrate.model import Json, SourceCollection
+from pgchroma.migrate.model import Json, Problem, SourceCollection
+from pgchroma.migrate.proof import CollectionProof
 from pgchroma.types import Float32Matrix, Record
 
 NEIGHBOURS: Final = 10
@@ -15,6 +16,10 @@ QUESTIONS: Final = 20
 # Records as near as the tenth, up to rounding, are right answers, too; of so many further ones that is known.
 _SPARE = 30
 _ROUNDING = 1e-5
+
+# Below the first an operator is told; below the second the target is not what was proven.
+EXPECTED_RECALL: Final = 0.95
+LEAST_RECALL: Final = 0.5
 
 Ask = Callable[[SourceCollection, Float32Matrix, int], Awaitable[list[list[str]] | None]]
 
@@ -82,15 +87,37 @@ class Questions:
         answers = await ask(self.collection, self.vectors, NEIGHBOURS)
         if answers is None:
             return None
-        hits = wanted = 0
+        hits = wanted = judged = 0
         for answer, ids, distances in zip(answers, self._ids, self._distances, strict=True):
             count = min(NEIGHBOURS, len(ids))
             limit = distances[count - 1] + _ROUNDING * max(1.0, abs(float(distances[count - 1])))
+            if len(ids) == NEIGHBOURS + _SPARE and distances[-1] <= limit:
+                # So many records are equally near that not all right answers are known.
+                continue
+            judged += 1
             right = {name for name, distance in zip(ids, distances, strict=True) if distance <= limit}
             hits += len(right.intersection(answer[:count]))
             wanted += count
-        return {
-            "questions": len(self.vectors),
-            "neighbours": NEIGHBOURS,
-            "recall": round(hits / wanted, 4) if wanted else 1.0,
-        }
+        if not judged:
+            return None
+        return {"questions": judged, "neighbours": NEIGHBOURS, "recall": round(hits / wanted, 4)}
+
+
+def notice(path: str, answers: Json | None) -> Problem | None:
+    """Return what the operator is told of answers that are worse than those of a usual index."""
+    if answers is None or answers["recall"] >= EXPECTED_RECALL:
+        return None
+    what = (
+        f"the target finds {answers['recall']:.1%} of the nearest records (recall@{NEIGHBOURS}), less than {EXPECTED_RECALL:.0%}; "
+        "other settings of its index find more, see docs/INDEXES.md"
+    )
+    return Problem("notice", "recall-low", path, what)
+
+
+def judge(proof: CollectionProof, answers: Json | None) -> None:
+    """Note it as a difference when answers are so wrong that no index explains it."""
+    if answers is not None and answers["recall"] < LEAST_RECALL:
+        proof.add(
+            "answers",
+            f"the target finds {answers['recall']:.1%} of the nearest records (recall@{NEIGHBOURS})",
+        )

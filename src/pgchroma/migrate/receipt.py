@@ -4,9 +4,10 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pgchroma.errors import ConfigurationError
 from pgchroma.migrate.model import Json
@@ -14,6 +15,26 @@ from pgchroma.migrate.model import Json
 FORMAT: Final = "pgchroma-migration-receipt/1"
 # Readable by the operator's group: receipts name collections and records, but hold no document, vector or password.
 MODE: Final = 0o640
+
+# What every receipt of collections has that something later asks for.
+_SHAPE: Final = {
+    "run_id": str,
+    "result": str,
+    "records": int,
+    "skipped": list,
+    "source": {"kind": str, "path": str, "fingerprint": str},
+    "target": {"kind": str, "path": str, "layout": str},
+    "collections": list,
+}
+_COLLECTION: Final = {
+    "collection": str,
+    "source_id": str,
+    "state": dict,
+    "records_source": int,
+    "digest_source": str,
+    "digest_target": str,
+    "distance": str,
+}
 
 
 def now() -> str:
@@ -80,3 +101,44 @@ def read(path: Path) -> Json:
             hint="name the file that `pgchroma migrate run` wrote",
         )
     return content
+
+
+def read_moved(path: Path) -> Json:
+    """Return the receipt of a move of collections.
+
+    Raises:
+        ConfigurationError: there is none, it is about something else, or it lacks what every such receipt has.
+    """
+    content = read(path)
+    if is_about_tables(content):
+        raise ConfigurationError(
+            f"{path} is the receipt of a move of tables", hint="for these use `pgchroma tables verify`"
+        )
+    lacks = _lacks(content, _SHAPE, "") or [
+        f"collections[{place}]{missing}"
+        for place, item in enumerate(content["collections"])
+        for missing in (_lacks(item, _COLLECTION, ".") if isinstance(item, dict) else [""])
+    ]
+    if lacks:
+        raise ConfigurationError(
+            f"{path} is not a whole receipt: it lacks or misstates {', '.join(lacks[:5])}",
+            hint="name an unedited file that `pgchroma migrate run` wrote",
+        )
+    return content
+
+
+def is_about_tables(content: Json) -> bool:
+    """Whether a receipt is that of an application's tables."""
+    return bool(content.get("kind") == "tables")
+
+
+def _lacks(content: Json, shape: Mapping[str, Any], where: str) -> list[str]:
+    """Return the paths of members that are missing or of another type."""
+    found = []
+    for name, wanted in shape.items():
+        value = content.get(name)
+        if isinstance(wanted, dict):
+            found += _lacks(value, wanted, f"{where}{name}.") if isinstance(value, dict) else [where + name]
+        elif not isinstance(value, wanted):
+            found.append(where + name)
+    return found

@@ -1,14 +1,16 @@
 """Proving a finished migration once more, from its receipt or without one; reads, and writes nothing."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 from pgchroma.errors import ConfigurationError, SourceChangedError
 from pgchroma.migrate import proof as proofs
 from pgchroma.migrate.digest import CollectionDigest, record_digest
-from pgchroma.migrate.model import Json, Limits, Source, SourceCollection, describe_changes
+from pgchroma.migrate.model import Json, Limits, Sink, Source, SourceCollection, describe_changes
 from pgchroma.migrate.policies import Policies, movable
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.proof import CollectionProof
+from pgchroma.migrate.questions import Questions
 from pgchroma.migrate.second import SecondProcess
 from pgchroma.types import Record
 
@@ -43,16 +45,30 @@ def sides(
     limits: Limits,
     display: Display,
     second: SecondProcess | None = None,
+    questions: Sequence[Questions] = (),
 ) -> list[CollectionProof]:
     """Compare every collection of the source with the target's of the same name, record by record.
 
     Args:
         second: a process that reads the target, where that is a database.
+        questions: those of each collection, which have the source's answers afterwards; none when nobody is to be asked.
     """
     found = []
-    for collection in source.collections():
+    for collection, asked in itertools.zip_longest(source.collections(), questions):
         step = display.step(f"proving {collection.path}", collection.count)
-        found.append(proofs.prove(source, collection, target, policies, limits, step.advance, second=second))
+        see = asked.see if asked else None
+        found.append(
+            proofs.prove(source, collection, target, policies, limits, step.advance, see=see, second=second)
+        )
+    return found
+
+
+async def ask(sink: Sink, questions: Sequence[Questions]) -> dict[str, Json]:
+    """Put the questions to a target that answers any, and return its recall by collection; nothing is written."""
+    found = {}
+    for item in questions:
+        if await sink.find(item.collection) is not None and (answers := await item.put_to(sink.query)):
+            found[item.collection.path] = answers
     return found
 
 

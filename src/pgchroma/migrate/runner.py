@@ -39,7 +39,7 @@ from pgchroma.migrate.pages import Page, encoded
 from pgchroma.migrate.policies import Policies
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.proof import CollectionProof
-from pgchroma.migrate.questions import Questions
+from pgchroma.migrate.questions import Questions, judge, notice
 from pgchroma.migrate.remote.client import RemoteError
 from pgchroma.migrate.second import SecondProcess
 from pgchroma.store.bulk import Prepared
@@ -99,6 +99,7 @@ class Run:
         """Return the receipt's content."""
         result = "equal" if self.equal else "different"
         problems = self.plan.problems if self.plan else []
+        worse = [notice(path, answers) for path, answers in self.answers.items()]
         return {
             "pgchroma_version": pgchroma.__version__,
             "run_id": str(self.run_id),
@@ -114,7 +115,11 @@ class Run:
             "bytes": sum(item.size_bytes for item in self.plan.collections) if self.plan else None,
             "skipped": [skipped.as_json() for item in self.proofs for skipped in item.skipped],
             "problems": [problem.as_json() for problem in problems if problem.severity == "error"],
-            "notices": [problem.as_json() for problem in problems if problem.severity == "notice"],
+            "notices": [
+                problem.as_json()
+                for problem in (*problems, *worse)
+                if problem and problem.severity == "notice"
+            ],
             "source_changes": self.source_changes,
             "collections": [
                 self._collection(collection, item)
@@ -292,6 +297,7 @@ async def _prove(run: Run, display: Display) -> None:
             run.proofs.append(found)
             if questions and (answers := await questions.put_to(run.sink.query)):
                 run.answers[collection.path] = answers
+            judge(found, run.answers.get(collection.path))
             _require_unchanged(run, collection, found)
             # A run is unfinished until its receipt is written: the last collection stays `copied` until then.
             if collection is not collections[-1]:

@@ -53,7 +53,17 @@ def parse_renames(options: Sequence[str]) -> dict[str, str]:
 class Selected:
     """A source of which only some collections are seen, or some by another name; see model.Source."""
 
-    def __init__(self, source: Source, scopes: Sequence[Scope], renames: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: Source, scopes: Sequence[Scope], renames: Mapping[str, str], *, wanted: bool = True
+    ) -> None:
+        """See the class.
+
+        Args:
+            wanted: the operator named the scopes, so each must be there.
+
+        Raises:
+            ConfigurationError: a rename, or a scope that is wanted, is about nothing in the source.
+        """
         self._source = source
         self._original: dict[UUID, SourceCollection] = {}
         self._collections: list[SourceCollection] = []
@@ -68,11 +78,12 @@ class Selected:
                 self._original[item.id] = item
                 name = renames.get(item.path)
                 self._collections.append(replace(item, name=name) if name else item)
-        if scopes and not self._collections:
-            raise ConfigurationError(
-                "--scope leaves nothing: the source has no such collection",
-                hint="see `pgchroma migrate plan` for their paths",
-            )
+        for scope in scopes if wanted else ():
+            if not any(in_scope(item, [scope]) for item in source.collections()):
+                raise ConfigurationError(
+                    f"--scope {'/'.join(filter(None, scope))}: the source has no such collection",
+                    hint="see `pgchroma migrate plan` for their paths",
+                )
 
     @classmethod
     def of_run(cls, source: Source, names: Mapping[UUID, str]) -> "Selected":

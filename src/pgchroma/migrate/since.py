@@ -6,30 +6,39 @@ every row knows its transaction. Deletions leave no row; they are what the old s
 
 import asyncio
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pgchroma.errors import RefusedError
 from pgchroma.migrate.database import DatabaseSource
 from pgchroma.migrate.model import Json, SourceCollection
-from pgchroma.migrate.proof import NORMALISED_TOLERANCE, vector_error
+from pgchroma.migrate.proof import (
+    NORMALISED_TOLERANCE,
+    CollectionProof,
+    compare_description,
+    vector_error,
+)
 from pgchroma.migrate.remote.client import RemoteClient, in_batches
 from pgchroma.migrate.remote.sink import ServerSink
+from pgchroma.migrate.remote.source import ServerSource
 from pgchroma.types import Record
-
-_SEQS_AT_ONCE = 2_000
 
 
 @dataclass(slots=True)
 class Increment:
-    """What was applied to one collection."""
+    """What was applied to one collection.
+
+    Attributes:
+        described: which parts of its description were changed.
+    """
 
     path: str
     born: int = 0
     changed: int = 0
     deleted: int = 0
     created: bool = False
-    notes: list[str] = field(default_factory=list)
+    described: list[str] = field(default_factory=list)
 
     def as_json(self) -> Json:
         """Return the numbers as a JSON object."""
@@ -39,6 +48,7 @@ class Increment:
             "changed": self.changed,
             "deleted": self.deleted,
             "created": self.created,
+            "described": self.described,
         }
 
 
@@ -63,17 +73,122 @@ class Applier:
     """Brings one target's collections to the state of the database."""
 
     def __init__(self, source: DatabaseSource, sink: ServerSink, receipt: Json) -> None:
-        self._source, self._sink = source, sink
+        self._source, self._sink, self._receipt = source, sink, receipt
         self._horizon = receipt["horizon"]
         self._client: RemoteClient = sink.client
 
-    async def apply(self, collection: SourceCollection, advance: Callable[[int], None]) -> Increment:
-        """Apply what is newer to a collection that the target has."""
-        return await asyncio.to_thread(self._apply, collection, advance)
+    async def arrange(self) -> Json:
+        """Delete and rename collections as the database did; return which, for the receipt."""
+        return await asyncio.to_thread(self._arrange)
 
-    def _apply(self, collection: SourceCollection, advance: Callable[[int], None]) -> Increment:
+    def _arrange(self) -> Json:
+        gone: list[SourceCollection] = []
+        renamed: list[tuple[SourceCollection, SourceCollection]] = []
+        for target, now in self._pairs():
+            if now is None or (target.tenant, target.database) != (now.tenant, now.database):
+                gone.append(target)
+            elif target.name != now.name:
+                renamed.append((target, now))
+        for target in gone:
+            self._client.drop(target.tenant, target.database, target.name)
+        # By way of names that nobody has, since two may have exchanged theirs.
+        for target, _ in renamed:
+            self._rename(target, f"renamed-{uuid.uuid4().hex}")
+        for target, now in renamed:
+            self._rename(target, now.name)
+        return {
+            "collections_gone": [target.path for target in gone],
+            "collections_renamed": [{"from": target.path, "to": now.path} for target, now in renamed],
+        }
+
+    def _rename(self, target: SourceCollection, name: str) -> None:
+        self._client.modify(target.tenant, target.database, str(target.id), {"new_name": name})
+
+    def _pairs(self) -> Iterator[tuple[SourceCollection, SourceCollection | None]]:
+        """Yield the collections of the receipt: as the target has them, and as the database has them now, if it does."""
+        items = self._receipt["collections"]
+        scopes = {tuple(item["collection"].split("/", 2)[:2]) for item in items}
+        there = ServerSource(self._client, [(*scope, None) for scope in sorted(scopes)], fingerprinted=False)
+        by_id = {str(item.id): item for item in there.collections()}
+        by_path = {item.path: item for item in there.collections()}
+        now_by_id = {str(item.id): item for item in self._source.collections()}
+        now_by_path = {item.path: item for item in self._source.collections()}
+        for item in items:
+            ident, path = item["source_id"], item["collection"]
+            # The ids are the same where the receipt is about a move from the one side to the other and ids were free.
+            target = by_id.get(ident) or by_path.get(path)
+            if target is not None:
+                yield target, now_by_id.get(ident) or now_by_path.get(path)
+
+    async def require_applicable(self) -> None:
+        """Raise RefusedError, before anything is changed, where Chroma before 1.0 cannot be told what has changed."""
+        if self._client.number < (1,):
+            await asyncio.to_thread(self._require_applicable)
+
+    def _require_applicable(self) -> None:
+        for target, now in self._pairs():
+            if now is None:
+                continue
+            where = (target.tenant, target.database, str(target.id))
+            old, _ = self._newer(now)
+            for batch in self._batches(now, old):
+                before = {
+                    record.id: record
+                    for record in self._client.records(*where, ids=[record.id for record in batch])
+                }
+                for record in batch:
+                    keys = _vanished(before[record.id], record) if record.id in before else []
+                    if keys:
+                        raise RefusedError(
+                            f"{now.path}: record {record.id!r} has lost the metadata keys {', '.join(keys)}, and Chroma "
+                            f"{self._client.version} cannot be told so",
+                            hint="move everything to a new folder or server instead: the same command without --since",
+                        )
+
+    def _newer(self, collection: SourceCollection) -> tuple[list[int], list[int]]:
+        """Return the numbers of the records written since the receipt: those that it knows, those born later."""
+        newer = self._source.snapshot.changed_seqs(self._source.stored[collection.id], self._horizon["xid"])
+        old = [seq for seq in newer if seq <= self._horizon["record_seq"]]
+        return old, newer[len(old) :]
+
+    def _batches(self, collection: SourceCollection, seqs: list[int]) -> Iterator[list[Record]]:
+        for records in self._pages(collection, seqs):
+            yield from in_batches(records, min(self._client.max_batch, 500))
+
+    async def apply(
+        self, collection: SourceCollection, target: SourceCollection, advance: Callable[[int], None]
+    ) -> Increment:
+        """Apply what is newer to a collection that the target has, and has described as `target`."""
+        return await asyncio.to_thread(self._apply, collection, target, advance)
+
+    def _describe(self, collection: SourceCollection, target: SourceCollection) -> list[str]:
+        """Change what the target says of a collection to what the database says; return which parts."""
+        found = CollectionProof(collection.path)
+        compare_description(collection, target, found)
+        differing = {item["what"] for item in found.differences}
+        change: Json = {}
+        if "collection metadata" in differing:
+            change["new_metadata"] = self._sink.metadata_of(collection)
+            if not change["new_metadata"]:
+                raise RefusedError(
+                    f"{collection.path} has lost all its metadata, and Chroma cannot be told so",
+                    hint="move everything to a new folder or server instead: the same command without --since",
+                )
+        if "configuration" in differing and self._client.number >= (1,):
+            wanted, shown = collection.configuration["hnsw"], target.configuration["hnsw"]
+            other = {key: wanted[key] for key in shown if key in wanted and wanted[key] != shown[key]}
+            if other:
+                change["new_configuration"] = {"hnsw": other}
+        if change:
+            self._client.modify(*self._sink.where(collection), change)
+        return sorted(key.removeprefix("new_") for key in change)
+
+    def _apply(
+        self, collection: SourceCollection, target: SourceCollection, advance: Callable[[int], None]
+    ) -> Increment:
         done = Increment(collection.path)
         where = self._sink.where(collection)
+        done.described = self._describe(collection, target)
         stored = self._source.stored[collection.id]
         present: set[str] = set()
         while ids := self._client.ids(*where, 10_000, len(present)):
@@ -83,9 +198,7 @@ class Applier:
             gone.difference_update(page)
         self._client.delete(*where, sorted(gone))
         done.deleted = len(gone)
-        newer = self._source.snapshot.changed_seqs(stored, self._horizon["xid"])
-        old = [seq for seq in newer if seq <= self._horizon["record_seq"]]
-        born = newer[len(old) :]
+        old, born = self._newer(collection)
         for records in self._pages(collection, old):
             known = [record for record in records if record.id in present]
             done.changed += self._change(where, known, collection.space)
@@ -102,9 +215,7 @@ class Applier:
         return done
 
     def _pages(self, collection: SourceCollection, seqs: list[int]) -> Iterator[list[Record]]:
-        stored = self._source.stored[collection.id]
-        for start in range(0, len(seqs), _SEQS_AT_ONCE):
-            yield self._source.snapshot.records_of(stored, seqs[start : start + _SEQS_AT_ONCE])
+        return self._source.snapshot.records_of(self._source.stored[collection.id], seqs)
 
     def _add(self, where: tuple[str, str, str], records: list[Record]) -> None:
         for batch in in_batches(records, self._client.max_batch):
@@ -120,12 +231,16 @@ class Applier:
             self._client.write(*where, "upsert", differing)
             vanished: list[tuple[str, Json]] = []
             for record in differing:
-                keys = (before[record.id].metadata or {}).keys() - (record.metadata or {}).keys()
-                if keys:
-                    vanished.append((record.id, dict.fromkeys(sorted(keys))))
+                if keys := _vanished(before[record.id], record):
+                    vanished.append((record.id, dict.fromkeys(keys)))
             self._client.update_metadata(*where, vanished)
             count += len(differing)
         return count
+
+
+def _vanished(before: Record, now: Record) -> list[str]:
+    """Return the metadata keys that a record had and has no more."""
+    return sorted((before.metadata or {}).keys() - (now.metadata or {}).keys())
 
 
 def _same(one: Record, other: Record, space: str) -> bool:

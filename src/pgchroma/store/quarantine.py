@@ -1,5 +1,6 @@
 """The table pgchroma.migration_quarantine: records that a migration put aside, whole, so that they can be recovered."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,17 @@ class Entry:
 
 
 def _encoded(value: str | None) -> str | None:
-    return None if value is None else text.encode(value)
+    return None if value is None else text.encode_any(value)
+
+
+def _metadata(record: Record) -> tuple[bytes | None, str | None]:
+    """Return (jsonb text, exact text); the first is None where a text is no Unicode, which jsonb cannot hold."""
+    if not record.metadata:
+        return None, None
+    try:
+        return metadata.encode(record.metadata)
+    except UnicodeEncodeError:
+        return None, json.dumps(record.metadata)
 
 
 async def add(connection: Connection, source_collection: UUID, entries: Sequence[Entry]) -> None:
@@ -32,7 +43,7 @@ async def add(connection: Connection, source_collection: UUID, entries: Sequence
     rows: list[tuple[Any, ...]] = []
     for entry in entries:
         record = entry.record
-        stored, exact = metadata.encode(record.metadata) if record.metadata else (None, None)
+        stored, exact = _metadata(record)
         rows.append(
             (
                 entry.run_id,
@@ -41,7 +52,7 @@ async def add(connection: Connection, source_collection: UUID, entries: Sequence
                 entry.collection,
                 entry.code,
                 entry.reason,
-                text.encode(record.id),
+                text.encode_any(record.id),
                 None if record.embedding is None else record.embedding.tolist(),
                 _encoded(record.document),
                 stored.decode() if stored else None,
@@ -74,11 +85,11 @@ async def read(connection: Connection, run_id: UUID | None = None) -> list[Entry
             reason,
             Record(
                 seq=position,
-                id=text.decode(name),
+                id=text.decode_any(name),
                 embedding=None if vector is None else np.array(vector, dtype=np.float32),
-                document=document and text.decode(document),
+                document=document and text.decode_any(document),
                 metadata=metadata.decode(stored, exact),
-                uri=uri and text.decode(uri),
+                uri=uri and text.decode_any(uri),
             ),
         )
         for run, collection, code, reason, position, name, vector, document, stored, exact, uri in await cursor.fetchall()

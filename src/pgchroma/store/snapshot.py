@@ -164,33 +164,54 @@ class DatabaseSnapshot:
             yield [text.decode(name) for _, name in rows]
             after = rows[-1][0]
 
-    def records_of(self, collection: Collection, seqs: Sequence[int]) -> list[Record]:
-        """Return the records of given numbers, in insertion order."""
-        if collection.table_number is None or not seqs:
-            return []
+    def records_of(self, collection: Collection, seqs: Sequence[int]) -> Iterator[list[Record]]:
+        """Yield the records of given numbers, in insertion order, in pages like those of `records`."""
+        if collection.table_number is None:
+            return
         query = sql.SQL("{} WHERE r.seq = ANY(%(seqs)s::bigint[]) ORDER BY r.seq").format(_select(collection))
-        rows = self._rows(query, {"seqs": list(seqs)})
-        return _records(rows) if rows else []
+        sizes = _sizes(collection, sql.SQL("seq = ANY(%(seqs)s::bigint[])"))
+        for start in range(0, len(seqs), PAGE_RECORDS):
+            rows = self._rows(sizes, {"seqs": list(seqs[start : start + PAGE_RECORDS])})
+            for some in _bounded(rows, collection):
+                yield _records(self._rows(query, {"seqs": some}))
 
     def records(self, collection: Collection, after: int = 0) -> Iterator[list[Record]]:
-        """Yield whole records in insertion order, in pages of at most 2,000 records and about 16 MiB of documents."""
+        """Yield whole records in insertion order, in pages of at most 2,000 records and about 16 MiB."""
         if collection.table_number is None:
             return
         page = sql.SQL("{} WHERE r.seq > %(after)s AND r.seq <= %(until)s ORDER BY r.seq").format(
             _select(collection)
         )
-        sizes = sql.SQL(
-            "SELECT seq, octet_length(document) FROM {} WHERE seq > %(after)s ORDER BY seq LIMIT %(limit)s"
-        ).format(tables.records(collection.table_number))
-        while ahead := self._rows(sizes, {"after": after, "limit": PAGE_RECORDS}):
-            until, size = 0, 0
-            for seq, length in ahead:
-                size += (length or 0) + 4 * (collection.dimension or 0)
-                if until and size > PAGE_BYTES:
-                    break
-                until = seq
+        sizes = _sizes(collection, sql.SQL("seq > %(after)s"))
+        while ahead := self._rows(sizes, {"after": after}):
+            until = next(_bounded(ahead, collection))[-1]
             yield _records(self._rows(page, {"after": after, "until": until}))
             after = until
+
+
+def _sizes(collection: Collection, which: sql.SQL) -> sql.Composed:
+    """Return the statement for the number and the bytes of the texts of the next records; only a packed jsonb is unpacked for it."""
+    assert collection.table_number is not None  # noqa: S101 - callers checked it
+    return sql.SQL(
+        "SELECT seq, coalesce(octet_length(document), 0) + coalesce(octet_length(uri), 0) + coalesce(octet_length(metadata_exact), 0) "
+        "+ coalesce(CASE WHEN pg_column_compression(metadata) IS NULL THEN pg_column_size(metadata) "
+        "ELSE octet_length(metadata::text) END, 0) FROM {} WHERE {} ORDER BY seq LIMIT {}"
+    ).format(tables.records(collection.table_number), which, sql.Literal(PAGE_RECORDS))
+
+
+def _bounded(sizes: Sequence[tuple[Any, ...]], collection: Collection) -> Iterator[list[int]]:
+    """Cut (number, bytes) of records into the numbers of pages of about 16 MiB."""
+    page: list[int] = []
+    size = 0
+    for seq, length in sizes:
+        needed = length + 4 * (collection.dimension or 0)
+        if page and size + needed > PAGE_BYTES:
+            yield page
+            page, size = [], 0
+        page.append(seq)
+        size += needed
+    if page:
+        yield page
 
 
 def _select(collection: Collection) -> sql.Composed:

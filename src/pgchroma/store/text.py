@@ -6,6 +6,7 @@ border of two others: a substring search over encoded text gives the same answer
 """
 
 import hashlib
+import json
 import re
 
 _FIRST = "\ufdd0\ufdd1"
@@ -13,6 +14,10 @@ _SECOND = "\ufdd2\ufdd3\ufdd4\ufdd5"
 _WORDS = [first + second for first in _FIRST for second in _SECOND]
 _ENCODE = {ord(char): word for char, word in zip("\x00" + _FIRST + _SECOND, _WORDS, strict=False)}
 _DECODE = {word: chr(code) for code, word in _ENCODE.items()}
+# What the lone halves of surrogate pairs are, which no UTF-8 text can hold.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# No encoded text starts so.
+_ESCAPED = _SECOND[1]
 _SPECIAL = re.compile(f"[\x00{_FIRST}{_SECOND}]")
 _WORD = re.compile(f"[{_FIRST}][{_SECOND}]")
 
@@ -47,6 +52,26 @@ def decode(text: str) -> str:
     if _FIRST[0] in text or _FIRST[1] in text:
         return _WORD.sub(lambda match: _DECODE[match.group()], text)
     return text
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a text: Python's, and JSON's, may hold lone halves of surrogate pairs."""
+    return text.isascii() or _SURROGATE.search(text) is None
+
+
+def repaired(text: str) -> str:
+    """Return a text in which U+FFFD stands for each lone half of a surrogate pair."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def encode_any(text: str) -> str:
+    """Return any text in a form PostgreSQL can hold: one that is no Unicode is escaped as JSON."""
+    return encode(text) if is_unicode(text) else _ESCAPED + json.dumps(text)
+
+
+def decode_any(text: str) -> str:
+    """Return what `encode_any` was given."""
+    return str(json.loads(text[1:])) if text.startswith(_ESCAPED) else decode(text)
 
 
 def has_special(data: bytes) -> bool:

@@ -17,6 +17,8 @@ from pgchroma.migrate.chroma import catalog, dangers, layout, log, snapshot
 from pgchroma.migrate.chroma.reading import FolderReader, reopened, unreadable
 from pgchroma.migrate.chroma.vectors import are_sound
 from pgchroma.migrate.model import SHOWN_IDS, Json, Problem, SourceCollection, describe_changes
+from pgchroma.migrate.policies import DANGERS, texts_of
+from pgchroma.store import text
 from pgchroma.types import Record
 
 Found = TypeVar("Found")
@@ -148,6 +150,7 @@ class ChromaFolder:
                     tuple(lost[:SHOWN_IDS]),
                 )
             )
+            found += self._not_unicode(collection)
         try:
             if not self._texts.result().harmless:
                 found += dangers.in_texts(self._connection, collection.path, self._reader.segment(collection))
@@ -157,6 +160,19 @@ class ChromaFolder:
         except sqlite3.DatabaseError as error:
             raise unreadable(self.path, error) from error
         return found
+
+    def _not_unicode(self, collection: SourceCollection) -> list[Problem]:
+        """Return which records were lost because a text of theirs is no Unicode, which SQLite did not take."""
+        code = "text-not-unicode"
+        ids = [
+            record.id
+            for page in self._reader.lost(collection)
+            for record in page
+            if not all(map(text.is_unicode, texts_of(record)))
+        ]
+        shown = tuple(ids[:SHOWN_IDS])
+        what = f"lost records with this: {DANGERS[code].what}"
+        return [Problem("notice", code, collection.path, what, len(ids), shown)] if ids else []
 
     def size_bytes(self, collection: SourceCollection) -> int:
         """Return the bytes of a collection's texts and vectors."""

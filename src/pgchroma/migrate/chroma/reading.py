@@ -13,6 +13,7 @@ from pgchroma.errors import SourceError
 from pgchroma.migrate.chroma import catalog, dangers, layout, snapshot
 from pgchroma.migrate.chroma.vectors import CollectionVectors
 from pgchroma.migrate.model import SourceCollection
+from pgchroma.migrate.policies import texts_of
 from pgchroma.types import MetadataValue, Record, RecordPage
 
 PAGE_RECORDS = 2_000
@@ -58,6 +59,14 @@ def unreadable(folder: Path, error: sqlite3.DatabaseError) -> SourceError:
 def _decoded(rows: Sequence[_Row]) -> list[dict[str, Any]]:
     # At once, since a call for each would cost as much as what it does.
     return _decode_all(b"[" + b",".join([row[4] for row in rows]) + b"]")
+
+
+def _with_vectors(page: list[Record], vectors: CollectionVectors) -> list[Record]:
+    """Give lost records the vectors that the index still has, in place of those of the log."""
+    found = vectors.fetch([record.id for record in page])
+    for record, vector in zip(page, found, strict=True):
+        record.embedding = record.embedding if vector is None else vector
+    return page
 
 
 class FolderReader:
@@ -129,7 +138,7 @@ class FolderReader:
         page: list[_Row] = []
         size = 0
         for row in rows:
-            size += vector_bytes + (len(row[2]) if row[2] else 0) + len(row[4])
+            size += vector_bytes + len(row[2] or "") + len(row[3] or "") + len(row[4])
             page.append(row)
             if len(page) >= PAGE_RECORDS or size >= PAGE_BYTES:
                 yield page
@@ -181,16 +190,23 @@ class FolderReader:
             yield [str(name) for (name,) in rows]
 
     def lost(self, collection: SourceCollection) -> Iterator[list[Record]]:
-        """Yield the records that Chroma lost, put together from its log and index files; their order is that of their ids."""
+        """Yield the records that Chroma lost, put together from its log and index files; their order is that of their ids.
+
+        Pages are bounded like those of `records`.
+        """
         vectors = self.vectors_of(collection)
         ids, _ = self.without_record(collection, vectors)
         first = int(collection.state.get("last_embedding_id") or 0) + 1
-        for start in range(0, len(ids), PAGE_RECORDS):
-            part = ids[start : start + PAGE_RECORDS]
-            page = list(dangers.lost_records(self.connection, collection.id, part, first + start))
-            for record, vector in zip(page, vectors.fetch(part), strict=True):
-                record.embedding = record.embedding if vector is None else vector
-            yield page
+        page: list[Record] = []
+        size = 0
+        for record in dangers.lost_records(self.connection, collection.id, ids, first):
+            size += 4 * (collection.dimension or 0) + sum(map(len, texts_of(record)))
+            page.append(record)
+            if len(page) >= PAGE_RECORDS or size >= PAGE_BYTES:
+                yield _with_vectors(page, vectors)
+                page, size = [], 0
+        if page:
+            yield _with_vectors(page, vectors)
 
     def without_record(
         self, collection: SourceCollection, vectors: CollectionVectors

@@ -8,6 +8,7 @@ from uuid import UUID
 import orjson
 
 from pgchroma.errors import SourceError
+from pgchroma.migrate.digest import CollectionDigest
 from pgchroma.migrate.model import Json, SourceCollection
 
 FORMAT: Final = "pgchroma-exchange/1"
@@ -18,6 +19,15 @@ def damaged(path: object, what: str) -> SourceError:
     return SourceError(
         f"{path} is damaged: {what}", hint="export again, or take the file from a copy that is whole"
     )
+
+
+def require_digest(path: object, collection: SourceCollection, found: CollectionDigest) -> None:
+    """Raise SourceError unless all records of a collection were read and are those that its digest speaks of."""
+    if (found.count, found.hexdigest()) != (collection.count, collection.state["sha256"]):
+        raise damaged(
+            path,
+            f"the records of {collection.path} have the digest {found.hexdigest()}, not {collection.state['sha256']}",
+        )
 
 
 def collection_to_json(collection: SourceCollection) -> Json:
@@ -68,7 +78,11 @@ def metadata_to_text(metadata: dict[str, Any] | None) -> str | None:
     if not metadata:
         return None
     if all(map(_is_plain, metadata.values())):
-        return orjson.dumps(metadata).decode()
+        try:
+            return orjson.dumps(metadata).decode()
+        except orjson.JSONEncodeError:
+            # A text that is no Unicode, of a record that was put aside: it can still be escaped.
+            return json.dumps(metadata, separators=(",", ":"))
     return json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
 
 

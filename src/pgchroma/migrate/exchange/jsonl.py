@@ -168,11 +168,16 @@ class JsonlSource:
                     if "collection" in told:
                         current, records = (told["collection"], offset + len(line)), 0
                     elif "end" in told:
-                        if current is None or told["end"]["records"] != records:
+                        end = told["end"] if isinstance(told["end"], dict) else {}
+                        if not {"records", "sha256"} <= end.keys():
+                            raise form.damaged(
+                                self.path, f"line {number} says neither how many records nor their digest"
+                            )
+                        if current is None or end["records"] != records:
                             raise form.damaged(
                                 self.path, f"line {number} ends {records} records, not as many as it says"
                             )
-                        self._add(current, records, told["end"], offset)
+                        self._add(current, records, end, offset)
                         total, current = total + records, None
                     elif "sha256" in told:
                         trailer = told
@@ -212,6 +217,7 @@ class JsonlSource:
         """Yield pages of records; `seq` is the place in the collection, beginning with 1."""
         page: list[Record] = []
         size = 0
+        digest = CollectionDigest()
         with self._plain.open("rb", buffering=_PIECE) as file:
             file.seek(self._offsets[collection.id])
             for seq in range(1, collection.count + 1):
@@ -224,8 +230,12 @@ class JsonlSource:
                     raise form.damaged(self.path, f"record {seq} of {collection.path}: {error}") from error
                 size += len(line)
                 if len(page) >= PAGE_RECORDS or size >= PAGE_BYTES:
+                    digest.add(map(record_digest, page))
                     yield page
                     page, size = [], 0
+        digest.add(map(record_digest, page))
+        if not after:
+            form.require_digest(self.path, collection, digest)
         if page:
             yield page
 

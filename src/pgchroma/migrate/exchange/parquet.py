@@ -170,6 +170,7 @@ class ParquetSource:
     def records(self, collection: SourceCollection, after: int = 0) -> Iterator[list[Record]]:
         """Yield pages of records; `seq` is the place in the collection, beginning with 1."""
         seq = 0
+        digest = CollectionDigest()
         with pq.ParquetFile(self._files[collection.id]) as file:
             for batch in file.iter_batches(batch_size=PAGE_RECORDS):
                 columns = {name: batch.column(name) for name in batch.schema.names}
@@ -189,8 +190,10 @@ class ParquetSource:
                     for row in range(batch.num_rows)
                 ]
                 seq += batch.num_rows
+                digest.add(map(record_digest, page))
                 if rest := [record for record in page if record.seq > after]:
                     yield rest
+        form.require_digest(self._files[collection.id], collection, digest)
 
     def lost(self, collection: SourceCollection) -> Iterator[list[Record]]:
         """Yield nothing."""

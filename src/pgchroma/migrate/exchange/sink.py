@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import UUID
 
 from pgchroma.errors import RefusedError
-from pgchroma.migrate import aside
+from pgchroma.migrate import aside, journal
 from pgchroma.migrate.exchange import form
 from pgchroma.migrate.exchange.jsonl import JsonlWriter, open_jsonl
 from pgchroma.migrate.exchange.parquet import ParquetWriter, open_parquet
@@ -40,13 +40,20 @@ class ExchangeSink:
     transactional = True
 
     def __init__(
-        self, path: Path, *, parquet: bool, work_folder: Path | None = None, replaces: bool = False
+        self,
+        path: Path,
+        receipt_path: Path,
+        *,
+        parquet: bool,
+        work_folder: Path | None = None,
+        replaces: bool = False,
     ) -> None:
         if not replaces and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise RefusedError(
                 f"{path} exists already", hint="name a file that does not exist yet, or remove it"
             )
         self._path, self._parquet, self._work_folder, self.replaces = path, parquet, work_folder, replaces
+        self._quarantine_path = journal.quarantine_path_for(receipt_path)
         self._open: JsonlWriter | ParquetWriter | None = None
         self._finished = False
         self.description: Json = {
@@ -67,7 +74,8 @@ class ExchangeSink:
         return None
 
     async def begin(self, note: RunNote, collections: Sequence[SourceCollection]) -> None:
-        """Note nothing: only a complete file counts."""
+        """Note nothing, since only a complete file counts; forget what an interrupted attempt has put aside."""
+        self._quarantine_path.unlink(missing_ok=True)
 
     async def noted(self, run_id: UUID | None) -> Noted:
         """Refuse: a stream has no half."""
@@ -96,8 +104,10 @@ class ExchangeSink:
         quarantined: Sequence[Quarantined],
         position: int,
     ) -> Checkpoint:
-        """Append records; what was put aside is named in the receipt, and the source still has it."""
+        """Append records; those that were put aside are kept beside the receipt."""
         await asyncio.to_thread(self._writer.write, records)
+        if quarantined:
+            await asyncio.to_thread(journal.put_aside, self._quarantine_path, quarantined)
         return Checkpoint(
             checkpoint.run_id,
             checkpoint.source_collection,

@@ -4,6 +4,7 @@ Every request here may be sent twice: reading changes nothing, and Chroma ignore
 """
 
 import base64
+import functools
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,15 @@ import httpx
 import numpy as np
 import orjson
 
-from pgchroma.errors import ConfigurationError, PgchromaError, RefusedError, SourceError
+from pgchroma.errors import ConfigurationError, RefusedError, SourceError
 from pgchroma.migrate.model import Json
 from pgchroma.types import Float32Matrix, Record
 
 logger = logging.getLogger("pgchroma.migrate")
 
 ATTEMPTS: Final = 6
+# What a server says that is busy, starting or failing, and may not say the next time.
+_PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
 _FIRST_PAUSE_SECONDS = 0.25
 _TIMEOUT = httpx.Timeout(120.0, connect=10.0)
 _EVERYTHING: Final = ["embeddings", "documents", "metadatas", "uris"]
@@ -30,7 +33,11 @@ LARGEST_BODY_BYTES: Final = 12 * 1024 * 1024
 
 
 class RemoteError(SourceError):
-    """The server does not answer, or answers with an error that does not go away."""
+    """The server does not answer, or fails; it may do better later."""
+
+
+class RemoteRefusalError(SourceError):
+    """The server understands a request and will not carry it out, however often it is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class RemoteClient:
 
     Raises:
         RemoteError: it does not answer.
+        RemoteRefusalError: it is something else.
         RefusedError: it asks for a token, or for another one.
     """
 
@@ -67,8 +75,8 @@ class RemoteClient:
         if self._call("GET", "/heartbeat", missing=(404, 410)) is None:
             self.api = "/api/v1"
             if self._call("GET", "/heartbeat", missing=(404, 410)) is None:
-                raise RemoteError(
-                    f"{self.url} is no Chroma server: it has no /api/v2/heartbeat",
+                raise RemoteRefusalError(
+                    f"{self.host} is no Chroma server: it has no /api/v2/heartbeat",
                     hint="name the server's root, e.g. http://127.0.0.1:8000",
                 )
         self.version = str(self._call("GET", "/version"))
@@ -87,6 +95,27 @@ class RemoteClient:
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "") + parts.path
 
+    @functools.cached_property
+    def _api_description(self) -> Json:
+        """What the server says of its API by OpenAPI; empty where it says nothing."""
+        found = self._call("GET", "/openapi.json", api="", missing=(401, 403, 404, 405, 410))
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def is_pgchroma(self) -> bool:
+        """Whether it is pgchroma, which stores more than Chroma does."""
+        return bool((self._api_description.get("info") or {}).get("title") == "pgchroma")
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether metadata may hold lists: Chroma 1.5 and later, whose servers all call themselves 1.0.0."""
+        if self.number < (1,):
+            return False
+        schemas = (self._api_description.get("components") or {}).get("schemas") or {}
+        values = ((schemas.get("HashMap") or {}).get("additionalProperties") or {}).get("oneOf")
+        # One that does not say is tried.
+        return values is None or any(value.get("type") == "array" for value in values)
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -100,9 +129,10 @@ class RemoteClient:
         query: Mapping[str, str | int] | None = None,
         missing: Sequence[int] = (),
         attempts: int = ATTEMPTS,
+        api: str | None = None,
     ) -> Any:  # noqa: ANN401 - whatever JSON the server sends
         """Send a request, several times if need be; None when the status is one of `missing`."""
-        url = self.url + self.api + path
+        url = self.url + (self.api if api is None else api) + path
         content = None if body is None else orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         headers = {} if content is None else {"content-type": "application/json"}
         problem = ""
@@ -120,19 +150,31 @@ class RemoteClient:
             if answer.status_code in missing:
                 return None
             if answer.is_success:
-                return orjson.loads(answer.content) if answer.content else {}
+                return self._content(answer, f"{method} {path}")
             problem = f"status {answer.status_code}: {answer.text[:300]}"
             if answer.status_code in (401, 403):
                 raise RefusedError(
                     f"{self.host} refuses the request ({problem})",
                     hint="give its token by --source-token-file or --target-token-file, or headers by the -headers-file options",
                 )
-            if answer.status_code < 500 and answer.status_code not in (408, 429):
-                break
+            if answer.status_code not in _PASSING:
+                raise RemoteRefusalError(
+                    f"{self.host} refuses {method} {path} ({problem})",
+                    hint="to repeat it changes nothing: see what it does not take; --policy says what becomes of such records",
+                )
         raise RemoteError(
             f"{self.host} does not answer {method} {path}: {problem}",
             hint="check that the server runs and can be reached, then run again or resume",
         )
+
+    def _content(self, answer: httpx.Response, request: str) -> Any:  # noqa: ANN401 - whatever JSON the server sends
+        try:
+            return orjson.loads(answer.content) if answer.content else {}
+        except orjson.JSONDecodeError as error:
+            raise RemoteRefusalError(
+                f"{self.host} answers {request} with something that is not JSON: {answer.text[:60]!r}",
+                hint="name the root of a Chroma server, e.g. http://127.0.0.1:8000; a proxy before it must hand its answers on",
+            ) from error
 
     # Tenants, databases, collections
 
@@ -149,6 +191,9 @@ class RemoteClient:
     def identity(self) -> tuple[str | None, list[str]]:
         """Return (tenant, databases) that the token belongs to, as far as the server says; `*` stands for no restriction."""
         found = self._call("GET", "/auth/identity", missing=(404, 405, 410)) or {}
+        if not found.get("user_id"):
+            # Who asks for no token says the names of the defaults to everybody.
+            return None, []
         return found.get("tenant"), [str(name) for name in found.get("databases") or []]
 
     def databases(self, tenant: str) -> list[str] | None:
@@ -329,8 +374,3 @@ def in_batches(records: Sequence[Record], most: int) -> list[list[Record]]:
         batches[-1].append(record)
         size += needed
     return batches
-
-
-def is_remote_failure(error: PgchromaError) -> bool:
-    """Whether an error says that a server did not answer, rather than that something is wrong with the data."""
-    return isinstance(error, RemoteError)

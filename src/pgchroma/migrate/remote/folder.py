@@ -10,18 +10,21 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Final
 from uuid import UUID
 
 from pgchroma.errors import ConfigurationError, RefusedError, SourceError
-from pgchroma.migrate import aside
+from pgchroma.migrate import aside, journal
+from pgchroma.migrate.chroma import layout, snapshot
 from pgchroma.migrate.chroma.folder import open_folder
-from pgchroma.migrate.journal import was_publishing
 from pgchroma.migrate.model import (
     Checkpoint,
     Encode,
@@ -35,22 +38,37 @@ from pgchroma.migrate.model import (
     as_they_are,
 )
 from pgchroma.migrate.remote import versions
-from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError
+from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError, RemoteRefusalError
+from pgchroma.migrate.remote.lock import FolderLock
 from pgchroma.migrate.remote.sink import ServerSink
 from pgchroma.types import Float32Matrix, Record
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
+# Has the kernel end the program together with whoever started it, by SIGTERM, so that it completes what it is writing. In an
+# interpreter of its own, because little is safe between fork and exec in a process with threads.
+_TIED: Final = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class ChromaProcess:
-    """`chroma run` over a folder, on a loopback port of its own.
+    """`chroma run` over a folder, on a loopback port of its own; it ends with this process, however that ends.
+
+    Args:
+        lock: held for as long as it runs.
 
     Raises:
         SourceError: it does not start; the message holds the end of its log.
     """
 
-    def __init__(self, command: Sequence[str | Path], folder: Path, log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str | Path], folder: Path, log: Path, lock: FolderLock | None = None
+    ) -> None:
         self._log = log
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
@@ -60,6 +78,7 @@ class ChromaProcess:
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own arguments
                 [
+                    *(sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid())),
                     *command,
                     "run",
                     "--path",
@@ -74,7 +93,9 @@ class ChromaProcess:
                 cwd=self._home.name,
                 env={**os.environ, "ANONYMIZED_TELEMETRY": "False"},
                 start_new_session=True,
+                pass_fds=[] if lock is None else [lock.descriptor],
             )
+        self.pid = self._process.pid
         self._clients: list[RemoteClient] = []
         self.client = self._connect()
 
@@ -134,17 +155,19 @@ class FolderSink:
         self.path, self.version, self._base = path.resolve(), version, base
         self.partial = self.path.with_name(self.path.name + ".partial")
         if base is None and self.path.exists() and any(self.path.iterdir()):
-            if self.partial.exists() or not was_publishing(receipt_path):
+            if self.partial.exists() or not journal.was_publishing(receipt_path):
                 raise RefusedError(
                     f"{path} exists and is not empty", hint="name a folder that does not exist yet"
                 )
             # An attempt was killed when the folder had its name and the receipt was not written yet.
             self.partial = self.path
         self._work_folder = work_folder
-        self._command = versions.program(version, python)
+        self._python, self._command = python, list[str | Path]()
+        versions.numbers(version)
         self._receipt_path = receipt_path
         self._server: ServerSink | None = None
         self._process: ChromaProcess | None = None
+        self._lock: FolderLock | None = None
         self.description: Json = {
             "kind": "chroma-folder",
             "path": str(self.path),
@@ -163,26 +186,65 @@ class FolderSink:
             sparse=False,
         )
 
+    def build(self) -> None:
+        """Have the release that writes the folder at hand; ConfigurationError when it cannot be installed."""
+        self._command = self._command or versions.program(self.version, self._python)
+
     def start(self, *, fresh: bool) -> ServerSink:
         """Start the server over the growing folder; `fresh` removes what an attempt that is not resumed has left."""
         if self._server is None:
-            if fresh and self.partial.exists():
-                shutil.rmtree(self.partial)
-            if self._base is not None and not self.partial.exists():
-                shutil.copytree(self._base, self.partial)
-            try:
-                self.partial.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"cannot create {self.partial}: {error.strerror}",
-                    hint="name a place that can be written to",
-                ) from error
+            self.build()
+            self._take_folder()
+            if fresh:
+                self._empty()
+            if self._base is not None and not any(self.partial.iterdir()):
+                shutil.copytree(self._base, self.partial, dirs_exist_ok=True)
+            before = self._layout()
             log = self._receipt_path.with_suffix(".chroma.log").resolve()
             log.parent.mkdir(parents=True, exist_ok=True)
-            self._process = ChromaProcess(self._command, self.partial, log)
+            self._process = ChromaProcess(self._command, self.partial, log, self._lock)
+            if before is not None:
+                self._require_layout(before)
             self._server = ServerSink(self._process.client, self._receipt_path)
             self._server.journal.target = self.description
         return self._server
+
+    def _take_folder(self) -> None:
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot create {self.partial}: {error.strerror}",
+                hint="name a place that can be written to",
+            ) from error
+        self._lock = self._lock or FolderLock(self.partial, journal.writer(self._receipt_path))
+
+    def _empty(self) -> None:
+        for entry in self.partial.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _layout(self) -> layout.Layout | None:
+        """Return the layout of the folder as it is now; None where there is no database in it yet."""
+        database = self.partial / snapshot.DATABASE
+        if not database.exists():
+            return None
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            return layout.detect(connection, str(database))
+
+    def _require_layout(self, before: layout.Layout) -> None:
+        """Refuse a release that has just brought the copy to a layout that its readers do not expect."""
+        after = self._layout()
+        if after != before:
+            self._stop()
+            self._empty()
+            self.partial.rmdir()
+            raise RefusedError(
+                f"chromadb {self.version} turns the layout of {self.path}, {before.name}, into another",
+                hint="name by --chromadb-version the release that the folder's application uses; the folder itself is unchanged",
+            )
 
     async def _started(self, *, fresh: bool = False) -> ServerSink:
         return await asyncio.to_thread(self.start, fresh=fresh)
@@ -195,11 +257,31 @@ class FolderSink:
 
     async def begin(self, note: RunNote, collections: Sequence[SourceCollection]) -> None:
         """Begin the folder and the journal."""
-        await (await self._started(fresh=True)).begin(note, collections)
+        if self.partial == self.path:
+            raise RefusedError(
+                f"{self.path} was put in its place by a run whose receipt is not written yet",
+                hint="complete that one by `pgchroma migrate resume`",
+            )
+        server = await self._started(fresh=True)
+        await server.begin(note, collections)
+        self._note_writer(server)
+
+    def _note_writer(self, server: ServerSink) -> None:
+        if self._process is not None:
+            server.journal.note_writer(self._process.pid)
 
     async def noted(self, run_id: UUID | None) -> Noted:
-        """Take up the run of the journal."""
-        return await (await self._started()).noted(run_id)
+        """Take up the run of the journal, with the release that began it."""
+        began = journal.release(self._receipt_path)
+        if began is not None and began != self.version:
+            raise RefusedError(
+                f"chromadb {began} began {self.partial}, {self.version} would change its layout",
+                hint=f"give --chromadb-version {began} or leave it out, or start a new migration",
+            )
+        server = await self._started()
+        noted = await server.noted(run_id)
+        self._note_writer(server)
+        return noted
 
     async def server(self) -> ServerSink:
         """Return what talks to the process that writes the folder."""
@@ -228,7 +310,7 @@ class FolderSink:
         """Append records."""
         try:
             return await (await self._started()).write(collection, checkpoint, records, quarantined, position)
-        except RemoteError as error:
+        except (RemoteError, RemoteRefusalError) as error:
             raise SourceError(
                 f"chromadb {self.version} does not take the batch: {error.message}",
                 hint=f"see its log {self._receipt_path.with_suffix('.chroma.log')}",
@@ -263,20 +345,20 @@ class FolderSink:
 
     async def publish(self) -> Json:
         """Give the folder its name; one that it replaces is kept under another."""
-        journal = self._server.journal if self._server is not None else None
-        kept: Json = dict(journal.publishing or {}) if journal is not None else {}
+        kept_journal = self._server.journal if self._server is not None else None
+        kept: Json = dict(kept_journal.publishing or {}) if kept_journal is not None else {}
         if self.partial == self.path:
             return kept
         if self.path.exists() and any(self.path.iterdir()):
             former = aside.name_for(self.path)
             kept = {"replaced": str(former)}
-            if journal is not None:
-                journal.note_publishing(kept)
+            if kept_journal is not None:
+                kept_journal.note_publishing(kept)
             self.path.rename(former)
         elif self.path.exists():
             self.path.rmdir()
-        if journal is not None:
-            journal.note_publishing(kept)
+        if kept_journal is not None:
+            kept_journal.note_publishing(kept)
         self.partial.rename(self.path)
         return kept
 
@@ -286,7 +368,10 @@ class FolderSink:
             await self._server.finish()
 
     async def close(self) -> None:
-        """End the writer."""
+        """End the writer and let go of the folder."""
         await asyncio.to_thread(self._stop)
         if self._server is not None:
             await self._server.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from pgchroma.errors import RefusedError
 from pgchroma.migrate.journal import Journal
 from pgchroma.migrate.model import (
     Checkpoint,
@@ -23,7 +22,7 @@ from pgchroma.migrate.model import (
     SourceCollection,
     as_they_are,
 )
-from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError, in_batches
+from pgchroma.migrate.remote.client import Access, RemoteClient, RemoteError, RemoteRefusalError, in_batches
 from pgchroma.migrate.remote.source import ServerSource, described
 from pgchroma.migrate.selection import Scope
 from pgchroma.store import configuration as configurations
@@ -93,7 +92,8 @@ class ServerSink:
             vectors=1_000_000,
             name=63 if old else 512,
             plain_metadata=True,
-            arrays=not old,
+            arrays=self.client.takes_arrays,
+            sparse=self.client.is_pgchroma,
             finite_vectors=True,
         )
 
@@ -144,14 +144,9 @@ class ServerSink:
     def _create(self, collection: SourceCollection) -> str:
         where = (collection.tenant, collection.database)
         plain: Json = {"name": collection.name, "get_or_create": False}
+        metadata = self.metadata_of(collection)
         if self.client.number < (1,):
-            metadata = legacy_metadata(collection)
             return str(self.client.create(*where, {**plain, "metadata": metadata or None})["id"])
-        metadata = {
-            key: value
-            for key, value in (collection.metadata or {}).items()
-            if not (isinstance(value, float) and not math.isfinite(value))
-        }
         if collection.schema:
             # Metadata that once set the index would be taken for a second configuration; they come after.
             told = {**plain, "schema": collection.schema, "metadata": None}
@@ -164,6 +159,16 @@ class ServerSink:
             self.delete(collection)
         told = {**plain, "configuration": _configuration(collection), "metadata": metadata or None}
         return str(self.client.create(*where, told)["id"])
+
+    def metadata_of(self, collection: SourceCollection) -> Json:
+        """Return the metadata that this server's collection is to have."""
+        if self.client.number < (1,):
+            return legacy_metadata(collection)
+        return {
+            key: value
+            for key, value in (collection.metadata or {}).items()
+            if not (isinstance(value, float) and not math.isfinite(value))
+        }
 
     def delete(self, collection: SourceCollection) -> None:
         """Delete the target collection."""
@@ -204,7 +209,7 @@ class ServerSink:
         """Ask the server; None when it cannot answer, which some do where distances leave the range of floats."""
         try:
             return await asyncio.to_thread(self.client.query, *self.where(collection), vectors, count)
-        except RemoteError as error:
+        except (RemoteError, RemoteRefusalError) as error:
             logger.warning("%s is not asked: %s", collection.path, error.message)
             return None
 
@@ -238,12 +243,3 @@ def open_sink(access: Access, receipt_path: Path) -> ServerSink:
         RemoteError, RefusedError: it does not answer, or wants a token.
     """
     return ServerSink(RemoteClient(access), receipt_path)
-
-
-def require_number(client: RemoteClient, least: tuple[int, ...]) -> None:
-    """Raise RefusedError when a server is older than what an operation needs."""
-    if client.number < least:
-        raise RefusedError(
-            f"{client.host} runs Chroma {client.version}, this needs {'.'.join(map(str, least))}",
-            hint="move everything to a new folder or server instead of applying what changed",
-        )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
+from pgchroma.errors import SourceError
 from pgchroma.migrate.chroma.catalog import configuration_in_force, space_of_schema
 from pgchroma.migrate.model import Json, Problem, SourceCollection, describe_changes
 from pgchroma.migrate.remote.client import Access, RemoteClient, record_bytes
@@ -14,7 +15,10 @@ from pgchroma.migrate.selection import Scope, in_scope
 from pgchroma.types import DEFAULT_DATABASE, DEFAULT_TENANT, Record
 
 PAGE_RECORDS = 1_000
-PAGE_BYTES = 16 * 1024 * 1024
+# How long the records are is known when the first are there.
+_FIRST_PAGE_RECORDS = 16
+# Half of what others take: an answer is held as text and as records.
+PAGE_BYTES = 8 * 1024 * 1024
 _IDS_AT_ONCE = 10_000
 
 
@@ -55,6 +59,7 @@ class ServerSource:
     ) -> None:
         self.client = client
         self._scopes = list(scopes)
+        self._overlooked = ""
         self._fingerprinted = fingerprinted
         self.description: Json = {
             "kind": "chroma-server",
@@ -64,13 +69,19 @@ class ServerSource:
         self._collections = self._read()
         states = {item.path: item.state for item in self._collections}
         self.fingerprint = hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()
+        if not self._collections and self._overlooked:
+            raise SourceError(
+                f"{client.host} has no collection in what was looked into: {self._overlooked}",
+                hint="name where to look: --scope TENANT[/DATABASE]",
+            )
 
     def _databases(self) -> list[tuple[str, str]]:
         """Return the (tenant, database) pairs to look into: those named, else those that the server tells of."""
         tenant, owned = self.client.identity()
-        tenants = [name for name, _, _ in self._scopes] or [
-            tenant if tenant not in (None, "", "*") else DEFAULT_TENANT
-        ]
+        known = tenant not in (None, "", "*")
+        tenants = [name for name, _, _ in self._scopes] or [str(tenant) if known else DEFAULT_TENANT]
+        if not self._scopes and not known:
+            self._overlooked = f"only tenant {DEFAULT_TENANT}, since its API cannot list tenants"
         pairs: list[tuple[str, str]] = []
         for name in dict.fromkeys(tenants):
             given = [scope[1] for scope in self._scopes if scope[0] == name]
@@ -78,6 +89,10 @@ class ServerSource:
                 found = [database for database in given if database]
             else:
                 listed = self.client.databases(name)
+                if listed is None and not owned:
+                    self._overlooked = (
+                        f"only database {DEFAULT_DATABASE} of tenant {name}, since its API cannot list them"
+                    )
                 found = listed if listed is not None else [item for item in owned if item != "*"]
                 found = found or [DEFAULT_DATABASE]
             pairs += [(name, database) for database in dict.fromkeys(found)]
@@ -131,7 +146,7 @@ class ServerSource:
     def records(self, collection: SourceCollection, after: int = 0) -> Iterator[list[Record]]:
         """Yield pages of records; `seq` is the place in the server's order, beginning with 1."""
         where = (collection.tenant, collection.database, str(collection.id))
-        size = min(PAGE_RECORDS, max(50, PAGE_BYTES // (8 * (collection.dimension or 1) + 4000)))
+        size = _FIRST_PAGE_RECORDS
         while page := self.client.records(*where, limit=size, offset=after):
             yield page
             after = page[-1].seq
@@ -144,8 +159,17 @@ class ServerSource:
         return iter(())
 
     def problems(self, collection: SourceCollection) -> list[Problem]:
-        """Return nothing: what is in the records is found when they are read."""
-        return []
+        """Return, with the first collection, what was not looked into; what is in the records is found when they are read."""
+        if not self._overlooked or collection.id != self._collections[0].id:
+            return []
+        return [
+            Problem(
+                "notice",
+                "not-listed",
+                "",
+                f"not everything may be here: {self._overlooked}; name others by --scope",
+            )
+        ]
 
     def size_bytes(self, collection: SourceCollection) -> int:
         """Return an estimate from the first records."""
