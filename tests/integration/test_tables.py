@@ -10,11 +10,10 @@ from typing import Any
 
 import psycopg
 import pytest
-import yaml
 
 from pgchroma.exit_codes import ExitCode
 from support import application
-from support.command import Outcome, here, pgchroma
+from support.tables import edited, run, scalar, tables
 
 TABLES = {"users", "sessions", "messages", "insights", "summaries"}
 
@@ -28,38 +27,6 @@ def source(tmp_path: Path) -> Path:
 def target(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield connection
-
-
-def tables(*arguments: object, prelude: str = "") -> Outcome:
-    return pgchroma("tables", *arguments, prelude=prelude) if prelude else here("tables", *arguments)
-
-
-def run(source: Path, url: str, tmp_path: Path, *options: object, prelude: str = "") -> Outcome:
-    receipt = tmp_path / "receipt.json"
-    return tables(
-        "run",
-        source,
-        "--database-url",
-        url,
-        "--schema",
-        "app",
-        "--receipt",
-        receipt,
-        "--format",
-        "json",
-        *options,
-        prelude=prelude,
-    )
-
-
-def edited(source: Path, tmp_path: Path, edit: Any, name: str = "mapping.yml") -> Path:
-    """Write the suggested mapping, as changed by `edit`, which gets its data."""
-    path = tmp_path / name
-    assert tables("plan", source, "--schema", "app", "--write-mapping", path).code == 0
-    data = yaml.safe_load(path.read_text())
-    edit(data["tables"])
-    path.write_text(yaml.safe_dump(data))
-    return path
 
 
 def mixed_database(path: Path) -> Path:
@@ -77,12 +44,6 @@ def mixed_database(path: Path) -> Path:
             ],
         )
     return path
-
-
-def scalar(connection: psycopg.Connection[Any], query: str) -> Any:
-    row = connection.execute(query).fetchone()
-    assert row is not None
-    return row[0]
 
 
 def test_every_row_of_an_application_arrives(

@@ -2,21 +2,25 @@
 
 import contextlib
 import hashlib
+import shutil
 import sqlite3
-import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pgchroma.errors import SourceChangedError, SourceError
+from pgchroma.migrate.sqlite_files import Stamp, copy_database, files_of, private_folder, stamp
 from pgchroma.migrate.tables import formatting
 from pgchroma.migrate.tables.kinds import Kind
 
-_BUSY_SECONDS = 30.0
-_CHUNK_BYTES = 1 << 20
-_FETCH_ROWS = 500
+_PREFIX: Final = "pgchroma-tables-"
+_ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.5
+_CHUNK_BYTES: Final = 1 << 20
+_FETCH_ROWS: Final = 500
 
 
 def quoted(name: str) -> str:
@@ -104,57 +108,54 @@ class Database:
     bytes: int
     tables: tuple[Table, ...]
     not_moved: tuple[str, ...]
-    _watch: sqlite3.Connection
-    _version: tuple[int, ...] = field(default=())
+    _stamp: Stamp
     fitting: set[tuple[str, str, Kind]] = field(default_factory=set)
 
     def require_unchanged(self) -> None:
-        """Raise SourceChangedError when another process has committed to the source since it was copied."""
-        if _version(self._watch, self.path) != self._version:
+        """Raise SourceChangedError when the source holds something else than when it was copied."""
+        if stamp(files_of(self.path.resolve())) == self._stamp:
+            return
+        # A file that was written to may hold what it did: closing a database moves its write-ahead log into it.
+        if not self.path.exists() or self._fingerprint_now() != self.fingerprint:
             raise SourceChangedError(
                 f"{self.path} was written to while it was copied; the copy in PostgreSQL holds what was there before",
                 hint="stop the application and migrate anew into an empty schema",
             )
 
-
-def _version(connection: sqlite3.Connection, path: Path) -> tuple[int, ...]:
-    """What changes whenever anyone else commits, asked without keeping a lock; and whether it still is the same file."""
-    return connection.execute("PRAGMA data_version").fetchone()[0], path.stat().st_ino
+    def _fingerprint_now(self) -> str:
+        again = self.copy.with_name("again.sqlite3")
+        with _explained(self.path):
+            _take(self.path, again)
+            try:
+                return _digest(again)
+            finally:
+                again.unlink()
 
 
 @contextlib.contextmanager
 def open_database(path: Path, work_folder: Path | None = None) -> Iterator[Database]:
-    """Copy the database by SQLite's backup call, which holds a shared lock only while it copies, and describe the copy.
+    """Copy the database, which is locked only meanwhile and never written to, and describe the copy.
+
+    Args:
+        path: the application's file; its folder may be mounted read-only.
 
     Raises:
         SourceError: the file is missing, no SQLite database, damaged, or cannot be read.
+        SourceChangedError: an application keeps writing to it.
     """
     _require_database(path)
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="pgchroma-tables-", dir=work_folder)
-            )
+            folder = stack.enter_context(private_folder(_PREFIX, work_folder))
         except OSError as error:
             raise SourceError(
                 f"cannot make a private copy of {path}: {error.strerror}",
                 hint="name a folder with room for the database by --work-folder",
             ) from error
-        try:
-            # Read-only as far as the data goes; SQLite may have to create the -shm file of a write-ahead log.
-            watch = stack.enter_context(
-                contextlib.closing(
-                    sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
-                )
-            )
-            before = _version(watch, path)
-            copy = Path(folder) / "copy.sqlite3"
-            with contextlib.closing(sqlite3.connect(copy)) as target:
-                # Nobody needs the copy after a crash.
-                target.execute("PRAGMA synchronous = OFF")
-                watch.backup(target)
-                # The copy is private: no write-ahead log beside it, so that its bytes are all in one file.
-                target.execute("PRAGMA journal_mode=DELETE")
+        with _explained(path):
+            _require_room(path, folder)
+            copy = folder / "copy.sqlite3"
+            taken = _take(path, copy)
             connection = stack.enter_context(reopened(copy))
             # Three looks at all of the copy, of which only the last needs this process's attention.
             beside = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="looking through a copy"))
@@ -164,18 +165,55 @@ def open_database(path: Path, work_folder: Path | None = None) -> Iterator[Datab
             finally:
                 # Damage is the better reason for whatever went wrong meanwhile.
                 soundness.result()
-        except sqlite3.Error as error:
-            raise SourceError(
-                f"cannot read {path}: {error}",
-                hint="check it with `sqlite3 FILE 'PRAGMA integrity_check'`, and that no application holds it locked",
-            ) from error
-        except OSError as error:
-            raise SourceError(
-                f"cannot copy {path}: {error.strerror}", hint="make room, or name --work-folder"
-            ) from error
-        yield Database(
-            path, copy, connection, digest.result(), copy.stat().st_size, tables, not_moved, watch, before
+        yield Database(path, copy, connection, digest.result(), copy.stat().st_size, tables, not_moved, taken)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with copying and describing into errors for the operator."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise SourceError(
+            f"cannot read {path}: {error}",
+            hint="check it with `sqlite3 FILE 'PRAGMA integrity_check'`, and that no application holds it locked",
+        ) from error
+    except OSError as error:
+        raise SourceError(
+            f"cannot copy {path}: {error.strerror}", hint="make room, or name --work-folder"
+        ) from error
+
+
+def _require_room(path: Path, folder: Path) -> None:
+    needed = sum(file.stat().st_size for file in files_of(path.resolve()) if file.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise SourceError(
+            f"the private copy of {path} needs {needed:,} bytes, {folder.parent} has {free:,} left",
+            hint="name a folder with room by --work-folder or TMPDIR",
         )
+
+
+def _take(path: Path, copy: Path) -> Stamp:
+    """Copy a database and return the stamp of what was copied; in the copy journals are gone through and done with."""
+    # SQLite keeps journals beside the file itself, not beside a link to it.
+    database, pause = path.resolve(), threading.Event()
+    for attempt in range(_ATTEMPTS):
+        pause.wait(_PAUSE_SECONDS * attempt)
+        if taken := copy_database(database, copy):
+            break
+    else:
+        raise SourceChangedError(
+            f"an application keeps writing to {path}: {_ATTEMPTS} attempts to copy it at rest failed",
+            hint="stop the application that uses it, then run again",
+        )
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        # Nobody needs the copy after a crash.
+        connection.execute("PRAGMA synchronous = OFF")
+        # Rolled back or replayed, so that what counts is all in one file.
+        connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    return taken
 
 
 @contextlib.contextmanager
