@@ -255,6 +255,24 @@ def test_a_table_that_holds_rows_is_not_touched_unless_told_how(
     assert scalar(target, "SELECT count(*) FROM app.messages") == 2_000
 
 
+def test_names_may_hold_what_means_something_to_the_driver(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "names.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute('CREATE TABLE "100%s {t}" ("%(id)s" INTEGER PRIMARY KEY, "{0} %" TEXT)')
+        connection.execute("INSERT INTO \"100%s {t}\" VALUES (7, 'seven')")
+
+    def edit(data: Any) -> None:
+        data["100%s {t}"]["on_conflict"] = "update"
+
+    assert run(source, database_url, tmp_path).code == 0
+    again = run(source, database_url, tmp_path, "--mapping", edited(source, tmp_path, edit))
+    assert again.code == 0, again.stderr
+    row = target.execute("INSERT INTO app.\"100%s {t}\" VALUES (DEFAULT, 'eight') RETURNING *").fetchone()
+    assert row == (8, "eight")
+
+
 def test_rows_without_a_parent_are_counted_and_the_mapping_decides(
     database_url: str, target: Any, tmp_path: Path
 ) -> None:
@@ -383,6 +401,39 @@ def test_a_killed_run_is_resumed_without_losing_or_doubling_a_row(
         == scalar(target, "SELECT count(DISTINCT id) FROM app.messages")
         == 2_000
     )
+
+
+@pytest.mark.parametrize("declared", ["BLOB", "TEXT", "REAL", ""])
+def test_a_run_is_resumed_behind_a_key_of_any_storage_class(
+    declared: str, database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "keys.db"
+    by_class: dict[str, list[Any]] = {
+        "BLOB": [b"\xff%03d" % n for n in range(200)] + [b"%03d" % n for n in range(200)],
+        "TEXT": [f"ü{n:03d}" for n in range(400)],
+        "REAL": [n / 7 for n in range(399)] + [float("inf")],
+        "": [*range(100)] + [f"{n}" for n in range(200)] + [b"%d" % n for n in range(100)],
+    }
+    keys = by_class[declared]
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute(f"CREATE TABLE t (key {declared} PRIMARY KEY, n INTEGER) WITHOUT ROWID")
+        connection.executemany("INSERT INTO t VALUES (?,?)", [(key, n) for n, key in enumerate(keys)])
+
+    def edit(data: Any) -> None:
+        if not declared:
+            data["t"]["columns"]["key"] |= {"on_misfit": "quarantine"}
+
+    mapping = edited(source, tmp_path, edit)
+    prelude = _KILL.format(batch=2, before=False, target="status.advance")
+    assert run(source, database_url, tmp_path, "--mapping", mapping, prelude=prelude).code == -9
+    done = tables(
+        "resume", "--database-url", database_url, "--receipt", tmp_path / "r.json", "--format", "json"
+    )
+    assert done.code == 0, done.stderr
+    (proof,) = done.json["tables"]
+    assert proof["quarantined"] == (0 if declared else 100)
+    kept = scalar(target, "SELECT count(*) FROM pgchroma_migration.quarantine")
+    assert scalar(target, "SELECT count(*) FROM app.t") + kept == 400
 
 
 def test_without_a_checkpoint_in_the_transaction_rows_double(

@@ -119,3 +119,29 @@ def test_a_copy_without_room_is_refused_before_it_is_made(tmp_path: Path, monkey
     refused = tables("plan", source)
     assert refused.code == ExitCode.SOURCE_UNREADABLE
     assert "has 10 left" in refused.stderr
+
+
+_TELLS_ITS_MEMORY = """
+import atexit, re, resource, sys
+
+@atexit.register
+def tell():
+    with open("/proc/self/status") as file:
+        own = int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1])
+    other = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(f"peak kB: {max(own, other)}", file=sys.stderr)
+"""
+
+
+def test_memory_does_not_grow_with_the_size_of_rows(database_url: str, target: Any, tmp_path: Path) -> None:
+    source = tmp_path / "large.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, more BLOB)")
+        rows = ((f"{n:06d} " * 15_000, bytes([n % 256]) * 100_000) for n in range(300))
+        connection.executemany("INSERT INTO t (name, more) VALUES (?, ?)", rows)
+        # Many small ones behind them: what suits these must not be held of those.
+        connection.executemany("INSERT INTO t (name) VALUES (?)", ([f"row {n}"] for n in range(5_000)))
+    assert source.stat().st_size > 60_000_000
+    done = run(source, database_url, tmp_path, prelude=_TELLS_ITS_MEMORY)
+    assert done.code == 0, done.stderr
+    assert int(done.stderr.split("peak kB: ")[1]) < 180_000

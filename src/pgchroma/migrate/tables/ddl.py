@@ -235,10 +235,12 @@ def set_identity(connection: Connection, mapping: Mapping, table: TablePlan, sou
             # A table that was there before may number its rows in its own way.
             continue
         connection.execute(
+            # All of it composed: beside parameters, a percent sign in a name would be taken for another one.
             sql.SQL(
-                "SELECT setval(%s::regclass, greatest(%s, (SELECT coalesce(max({}), 0) + 1 FROM {})), false)"
-            ).format(sql.Identifier(column.target), table_name(mapping, table)),
-            [sequence[0], source.next_identity],
+                "SELECT setval({}::regclass, greatest({}, (SELECT coalesce(max({}), 0) + 1 FROM {})), false)"
+            ).format(
+                sequence[0], source.next_identity, sql.Identifier(column.target), table_name(mapping, table)
+            )
         )
 
 

@@ -21,6 +21,10 @@ _ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.5
 _CHUNK_BYTES: Final = 1 << 20
 _FETCH_ROWS: Final = 500
+# What is held of one fetch, unless a single row is larger.
+FETCH_BYTES: Final = 2 << 20
+# To fetch so many rows at once costs as little for each as to fetch thousands.
+_ENOUGH_ROWS: Final = 10
 
 
 def quoted(name: str) -> str:
@@ -71,6 +75,7 @@ class Table:
         identity: the column that is SQLite's rowid (INTEGER PRIMARY KEY), if there is one.
         garbled: whether some text in it is not UTF-8.
         usual_times: the columns with times all of which are written as SQLite's own functions write them.
+        largest: how many bytes its largest row has.
     """
 
     name: str
@@ -84,6 +89,7 @@ class Table:
     next_identity: int | None
     garbled: bool
     usual_times: frozenset[str]
+    largest: int
 
     @property
     def primary_key(self) -> tuple[str, ...]:
@@ -307,6 +313,7 @@ def _table(connection: sqlite3.Connection, name: str, statement: str, *, without
         )
     rows = connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0]  # noqa: S608 - a quoted identifier
     indexes, checks = _indexes(connection, name), "CHECK" in statement.upper()
+    largest = _largest(connection, name)
     following = _next_identity(connection, name, identity) if identity else None
     return Table(
         name,
@@ -318,19 +325,58 @@ def _table(connection: sqlite3.Connection, name: str, statement: str, *, without
         indexes,
         checks,
         following,
-        _is_garbled(connection, name, columns),
+        _is_garbled(connection, name, columns, largest),
         _usual_times(connection, name, columns),
+        largest,
     )
 
 
-def _is_garbled(connection: sqlite3.Connection, table: str, columns: tuple[Column, ...]) -> bool:
+def _largest(connection: sqlite3.Connection, table: str) -> int:
+    """Return the bytes of a table's largest row as SQLite's own statistics tell, without a look at the values."""
+    try:
+        row = connection.execute("SELECT max(mx_payload) FROM dbstat WHERE name = ?", [table]).fetchone()
+    except sqlite3.OperationalError:
+        # Built without them: any row may be as large as the file.
+        row = connection.execute(
+            "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+        ).fetchone()
+    return row[0] or 0
+
+
+def fetched(cursor: sqlite3.Cursor, largest: int, rows: int) -> Iterator[list[Any]]:
+    """Yield a cursor's rows, so many at once, or fewer so that they come to about FETCH_BYTES.
+
+    Args:
+        largest: the bytes of the largest row there may be.
+    """
+    safe = FETCH_BYTES // max(largest, 1)
+    if safe >= _ENOUGH_ROWS:
+        while found := cursor.fetchmany(min(rows, safe)):
+            yield found
+        return
+    # The large ones may be few, so each is looked at.
+    group: list[Any] = []
+    size = 0
+    for row in cursor:
+        group.append(row)
+        size += sum(len(value) for value in row if isinstance(value, bytes | str))
+        if size >= FETCH_BYTES or len(group) == rows:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _is_garbled(
+    connection: sqlite3.Connection, table: str, columns: tuple[Column, ...], largest: int
+) -> bool:
     names = ", ".join(
         f"CASE typeof({quoted(column.name)}) WHEN 'text' THEN {quoted(column.name)} END" for column in columns
     )
     connection.text_factory = bytes
     try:
         cursor = connection.execute(f"SELECT {names} FROM {quoted(table)}")  # noqa: S608 - quoted identifiers
-        while rows := cursor.fetchmany(_FETCH_ROWS):
+        for rows in fetched(cursor, largest, _FETCH_ROWS):
             # Many values at once: to decode one by one would take as long as to copy them.
             b"\n".join([value for row in rows for value in row if value is not None]).decode()
     except UnicodeDecodeError:
