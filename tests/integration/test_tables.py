@@ -296,6 +296,86 @@ def test_rows_without_a_parent_are_counted_and_the_mapping_decides(
         target.execute("INSERT INTO app.child VALUES (3, 9)")
 
 
+def test_a_foreign_key_between_two_types_takes_over_the_parents(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "keys.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute("CREATE TABLE users (ID INTEGER PRIMARY KEY, handle TEXT UNIQUE)")
+        # Text and numbers that SQLite takes for equal; another case of the name, too.
+        connection.execute(
+            "CREATE TABLE sessions (id TEXT PRIMARY KEY, user_id TEXT DEFAULT '1' REFERENCES users(id))"
+        )
+        connection.execute(
+            "CREATE TABLE notes (user_id VARCHAR(9) REFERENCES sessions(user_id), tag INTEGER REFERENCES users(HANDLE))"
+        )
+        connection.execute("CREATE UNIQUE INDEX one ON sessions (user_id)")
+        connection.execute("INSERT INTO users VALUES (1, '77'), (2, 'b')")
+        connection.execute("INSERT INTO sessions VALUES ('s', '1'), ('t', '2'), ('u', NULL)")
+        connection.execute("INSERT INTO notes VALUES ('2', 77)")
+    plan = tables("plan", source, "--format", "json")
+    assert any(
+        "sessions.user_id is declared TEXT and refers to users; bigint" in note for note in plan.json["notes"]
+    )
+    done = run(source, database_url, tmp_path)
+    assert done.code == 0, done.stderr
+    assert target.execute("SELECT user_id FROM app.sessions ORDER BY id").fetchall() == [(1,), (2,), (None,)]
+    assert target.execute("SELECT user_id, tag FROM app.notes").fetchall() == [(2, "77")]
+    assert (
+        scalar(
+            target,
+            "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND convalidated AND connamespace = 'app'::regnamespace",
+        )
+        == 3
+    )
+
+
+def test_a_foreign_key_that_postgresql_cannot_have_is_a_note_and_a_refusal(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "keys.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY)")
+        connection.execute("CREATE TABLE sessions (id TEXT PRIMARY KEY, user_id TEXT REFERENCES users(id))")
+        connection.execute("INSERT INTO sessions VALUES ('s', '007'), ('t', 'anonymous')")
+    plan = tables("plan", source, "--format", "json")
+    assert any(
+        "sessions: a foreign key to users is not moved: user_id is text" in note
+        for note in plan.json["notes"]
+    )
+
+    def edit(data: Any) -> None:
+        data["sessions"]["foreign_keys"] = [{"columns": ["user_id"], "references": "users", "to": ["id"]}]
+
+    refused = run(source, database_url, tmp_path, "--mapping", edited(source, tmp_path, edit))
+    assert refused.code == ExitCode.CONFIGURATION
+    assert "from user_id, which is text, to users.id, which is bigint" in refused.stderr
+    assert scalar(target, "SELECT to_regnamespace('app') IS NULL")
+    assert run(source, database_url, tmp_path).code == 0
+
+
+def test_a_foreign_key_that_a_table_of_the_targets_does_not_allow_is_no_traceback(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "keys.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT UNIQUE)")
+        connection.execute("CREATE TABLE sessions (name TEXT REFERENCES users(name))")
+        connection.execute("INSERT INTO users VALUES (1, 'a')")
+    target.execute("CREATE SCHEMA app")
+    target.execute("CREATE TABLE app.users (id bigint PRIMARY KEY, name text)")
+
+    def edit(data: Any) -> None:
+        data["users"] |= {"on_conflict": "skip", "indexes": []}
+
+    stopped = run(source, database_url, tmp_path, "--mapping", edited(source, tmp_path, edit))
+    assert stopped.code == ExitCode.VERIFICATION_FAILED
+    assert "app.sessions: cannot create a foreign key: there is no unique constraint" in stopped.stderr
+    target.execute("ALTER TABLE app.users ADD UNIQUE (name)")
+    done = tables("resume", "--database-url", database_url, "--receipt", tmp_path / "r.json")
+    assert done.code == 0, done.stderr
+
+
 def test_a_changed_row_is_named_by_a_later_verification(
     source: Path, database_url: str, target: Any, tmp_path: Path
 ) -> None:

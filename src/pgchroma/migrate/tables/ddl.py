@@ -175,7 +175,23 @@ def add_constraints(connection: Connection, mapping: Mapping, table: TablePlan) 
 
 
 def add_foreign_keys(connection: Connection, mapping: Mapping, table: TablePlan) -> dict[str, int]:
-    """Create and validate the foreign keys that are not there yet; return the rows without a parent, by key."""
+    """Create and validate the foreign keys that are not there yet; return the rows without a parent, by key.
+
+    Raises:
+        VerificationError: rows have no parent, or PostgreSQL does not take a key, for instance because a table that was there before
+            has no unique index for it.
+    """
+    try:
+        return _add_foreign_keys(connection, mapping, table)
+    except (psycopg.errors.IntegrityError, psycopg.errors.ProgrammingError) as error:
+        raise VerificationError(
+            f"{mapping.schema}.{table.target}: cannot create a foreign key: {' '.join(str(error).split())}",
+            hint="change the target table so that the key can be, and `pgchroma tables resume` goes on from here; or drop what was "
+            "moved and begin anew without the key in the mapping",
+        ) from error
+
+
+def _add_foreign_keys(connection: Connection, mapping: Mapping, table: TablePlan) -> dict[str, int]:
     present, _ = _present(connection, mapping, table)
     orphans: dict[str, int] = {}
     for position, key in enumerate(table.foreign_keys, 1):

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pgchroma.errors import ConfigurationError, RefusedError
 from pgchroma.migrate.tables import formatting
+from pgchroma.migrate.tables.kinds import may_refer
 from pgchroma.migrate.tables.mapping import ColumnPlan, Mapping, TablePlan
 from pgchroma.migrate.tables.source import Database, Table, quoted
 
@@ -117,10 +118,15 @@ def _require_references(plan: TablePlan, mapping: Mapping) -> None:
                 f"tables.{plan.source}: a foreign key refers to {key.references}, which is not moved",
                 hint="take the foreign key out as well, or move that table",
             )
-        for name in key.columns:
-            plan.target_of(name)
-        for name in key.to:
-            parent.target_of(name)
+        for name, to in zip(key.columns, key.to, strict=True):
+            child, other = plan.column(name), parent.column(to)
+            if not may_refer(child.kind, other.kind):
+                raise ConfigurationError(
+                    f"tables.{plan.source}: a foreign key refers from {name}, which is {child.kind.sql}, to {parent.source}.{to}, "
+                    f"which is {other.kind.sql}; PostgreSQL does not compare them",
+                    hint="give both the same type (type: bigint with convert: integer reads numbers that are kept as text), or take "
+                    "the foreign key out",
+                )
 
 
 def inspect(database: Database, mapping: Mapping) -> tuple[Finding, ...]:

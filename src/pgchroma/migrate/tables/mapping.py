@@ -195,9 +195,13 @@ class TablePlan:
 
     def target_of(self, column: str) -> str:
         """Return what a source column is called in PostgreSQL; ConfigurationError when it is not moved."""
+        return self.column(column).target
+
+    def column(self, column: str) -> ColumnPlan:
+        """Return the plan of a source column that a key or an index uses; ConfigurationError when it is not moved."""
         for candidate in self.moved:
             if candidate.source == column:
-                return candidate.target
+                return candidate
         raise ConfigurationError(
             f"tables.{self.source}: a key or an index uses the column {column!r}, which is not moved",
             hint="take it out of the key or index as well, or move the column",

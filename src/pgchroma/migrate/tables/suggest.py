@@ -4,11 +4,11 @@ import hashlib
 import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pgchroma.migrate.tables import formatting
-from pgchroma.migrate.tables.kinds import Kind
+from pgchroma.migrate.tables.kinds import INTEGER_BITS, Kind, may_refer
 from pgchroma.migrate.tables.mapping import (
     LONGEST_NAME_BYTES,
     ColumnPlan,
@@ -53,8 +53,65 @@ class _Profile:
 def suggest(database: Database, schema: str) -> Suggestion:
     """Return a mapping that moves everything PostgreSQL can take over without loss."""
     notes: list[str] = list(database.not_moved)
-    tables = tuple(_table(database, table, notes) for table in database.tables)
-    return Suggestion(Mapping(schema, tables), tuple(notes))
+    tables = {table.name: _table(database, table, notes) for table in database.tables}
+    # A column that takes over a type may be referred to itself.
+    taken: set[tuple[str, str]] = set()
+    while any(_take_over(database, table, tables, taken, notes) for table in database.tables):
+        pass
+    moved = tuple(_without_impossible_keys(table, tables, notes) for table in tables.values())
+    return Suggestion(Mapping(schema, moved), tuple(notes))
+
+
+def _mismatched(table: TablePlan, tables: dict[str, TablePlan]) -> Iterator[tuple[KeyPlan, ColumnPlan, Kind]]:
+    """Yield (foreign key, column of it, the kind of the column it refers to) where PostgreSQL would not compare the two."""
+    for key in table.foreign_keys:
+        for name, to in zip(key.columns, key.to, strict=True):
+            column, parent = table.column(name), tables[key.references].column(to).kind
+            if not may_refer(column.kind, parent):
+                yield key, column, parent
+
+
+def _take_over(
+    database: Database,
+    table: Table,
+    tables: dict[str, TablePlan],
+    taken: set[tuple[str, str]],
+    notes: list[str],
+) -> bool:
+    """Give a column the type of the one it refers to, if all its values allow, once; return whether one was found."""
+    plan = tables[table.name]
+    for key, column, parent in _mismatched(plan, tables):
+        origin = next(item for item in table.columns if item.name == column.source)
+        kind = parent
+        if parent.name in INTEGER_BITS:
+            kind = replace(parent, conversion="integer")
+        elif parent.name in ("text", "varchar"):
+            kind = replace(parent, conversion="text")
+        known = column.identity or (plan.source, column.source) in taken
+        if known or not _fitting(database, table, [(origin, kind)])[0]:
+            continue
+        taken.add((plan.source, column.source))
+        notes.append(
+            f"{plan.source}.{column.source} is declared {origin.declared or 'without a type'} and refers to {key.references}; "
+            f"{kind.sql} is suggested, as there, with convert: {kind.conversion}"
+        )
+        default, _ = _default(origin.default, kind)
+        changed = replace(column, kind=kind, default=default)
+        columns = tuple(changed if item is column else item for item in plan.columns)
+        tables[table.name] = replace(plan, columns=columns)
+        return True
+    return False
+
+
+def _without_impossible_keys(table: TablePlan, tables: dict[str, TablePlan], notes: list[str]) -> TablePlan:
+    impossible = []
+    for key, column, parent in _mismatched(table, tables):
+        impossible.append(key)
+        notes.append(
+            f"{table.source}: a foreign key to {key.references} is not moved: {column.source} is {column.kind.sql}, what it refers to is "
+            f"{parent.sql}, and not every value of {column.source} is one; it needs the same type on both sides"
+        )
+    return replace(table, foreign_keys=tuple(key for key in table.foreign_keys if key not in impossible))
 
 
 def _table(database: Database, table: Table, notes: list[str]) -> TablePlan:
@@ -93,7 +150,9 @@ def _foreign_keys(database: Database, table: Table, notes: list[str]) -> Iterato
                 f"{table.name}: a foreign key refers to the table {key.parent}, which does not exist"
             )
             continue
-        to = key.to or parent.primary_key
+        # So it does those of columns.
+        names = {column.name.lower(): column.name for column in parent.columns}
+        to = tuple(names.get(name.lower(), name) for name in key.to) or parent.primary_key
         uniques = {frozenset(parent.primary_key)} | {
             frozenset(index.columns) for index in parent.indexes if index.unique and not index.reason
         }
