@@ -338,6 +338,8 @@ def test_a_foreign_key_that_postgresql_cannot_have_is_a_note_and_a_refusal(
         connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY)")
         connection.execute("CREATE TABLE sessions (id TEXT PRIMARY KEY, user_id TEXT REFERENCES users(id))")
         connection.execute("INSERT INTO sessions VALUES ('s', '007'), ('t', 'anonymous')")
+        # To two tables of different types at once: one of the keys has to go.
+        connection.execute("CREATE TABLE both (x TEXT REFERENCES users(id) REFERENCES sessions(id))")
     plan = tables("plan", source, "--format", "json")
     assert any(
         "sessions: a foreign key to users is not moved: user_id is text" in note
@@ -541,6 +543,37 @@ load.Loader.write = write
     assert counts[0] > counts[1] == 2_000
 
 
+def test_without_a_place_for_the_receipt_nothing_begins(
+    source: Path, database_url: str, target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "receipts").write_text("in the way of the default folder")
+    monkeypatch.chdir(tmp_path)
+    refused = tables("run", source, "--database-url", database_url, "--schema", "app")
+    assert refused.code == ExitCode.CONFIGURATION
+    assert "cannot write a receipt" in refused.stderr
+    assert scalar(target, "SELECT to_regnamespace('app') IS NULL")
+
+
+def test_a_run_that_could_not_write_its_receipt_is_resumed_for_it(
+    source: Path, database_url: str, tmp_path: Path
+) -> None:
+    full = """
+from pgchroma.migrate import receipt
+def write(path, content):
+    raise OSError(28, "No space left on device")
+receipt.write = write
+"""
+    assert run(source, database_url, tmp_path, prelude=full).code == ExitCode.INTERRUPTED
+    assert not (tmp_path / "receipt.json").exists()
+    assert (
+        tables("status", "--database-url", database_url, "--format", "json").json[0]["result"]
+        == "interrupted"
+    )
+    done = tables("resume", "--database-url", database_url, "--receipt", tmp_path / "receipt.json")
+    assert done.code == 0, done.stderr
+    assert json.loads((tmp_path / "receipt.json").read_text())["result"] == "equal"
+
+
 def test_a_source_that_changed_is_not_resumed(source: Path, database_url: str, tmp_path: Path) -> None:
     prelude = _KILL.format(batch=5, before=False, target="status.advance")
     assert run(source, database_url, tmp_path, prelude=prelude).code == -9
@@ -569,6 +602,10 @@ status.set_phase = instrumented
     done = run(source, database_url, tmp_path, prelude=prelude)
     assert done.code == ExitCode.SOURCE_CHANGED, done.stderr
     assert "was written to while it was copied" in done.stderr
+    receipt = json.loads((tmp_path / "receipt.json").read_text())
+    assert receipt["result"] == "source-changed"
+    assert all(item["equal"] for item in receipt["tables"])
+    assert tables("resume", "--database-url", database_url).code == ExitCode.SOURCE_CHANGED
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all", None])

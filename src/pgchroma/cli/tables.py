@@ -180,8 +180,8 @@ def run(
                     require_fitting(inspect(database, found.mapping))
                     output.emit(data, fmt, texts.plan(data))
                     return
-                if receipt_path:
-                    receipts.require_writable(receipt_path)
+                # Asked before the tables are made; of the default it is a folder that counts.
+                receipts.require_writable(receipt_path or runner.default_receipt(UUID(int=0)))
                 findings = inspect(database, found.mapping)
                 run_id = runner.start(connection, database, found.mapping, findings)
                 begun = runner.pick(connection, run_id)

@@ -12,7 +12,13 @@ import psycopg
 from psycopg import sql
 
 import pgchroma
-from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError, VerificationError
+from pgchroma.errors import (
+    ConfigurationError,
+    InterruptedMigrationError,
+    RefusedError,
+    SourceChangedError,
+    VerificationError,
+)
 from pgchroma.migrate import receipt as receipts
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.second import SecondProcess
@@ -126,8 +132,14 @@ def carry_out(
     Args:
         findings: what `inspect` found, where that has been asked already.
         second: a process that reads while this one sends.
+
+    Raises:
+        SourceChangedError: the source changed meanwhile; the receipt holds what was proven of the copy, and is not green.
+        VerificationError: a key cannot be made of the rows.
     """
     started = time.monotonic()
+    path = receipt_path or default_receipt(run.run_id)
+    receipts.require_writable(path)
     status.lock(connection, run.run_id)
     plan = mapping.from_data(run.mapping)
     findings = inspect(database, plan) if findings is None else findings
@@ -141,14 +153,14 @@ def carry_out(
         load(connection, database, have[table.source], plan, table, findings, state, step.advance, second)
     orphans = finish(connection, database, plan)
     proofs = prove(connection, database, plan, findings, states, run.run_id, display)
-    database.require_unchanged()
+    changed = _change(database)
     equal = all(item.equal for item in proofs)
-    status.complete(connection, run.run_id, "equal" if equal else "different")
+    outcome = "equal" if equal else "different"
     rows = sum(item.source_rows for item in proofs)
     content = {
         "kind": KIND,
         "run_id": str(run.run_id),
-        "result": "equal" if equal else "different",
+        "result": "source-changed" if changed else outcome,
         "finished": receipts.now(),
         "seconds": round(time.monotonic() - started, 3),
         "source": {"path": run.source, "fingerprint": run.source_fingerprint, "bytes": database.bytes},
@@ -160,9 +172,32 @@ def carry_out(
         "mapping": plan.as_data(),
         "pgchroma_version": pgchroma.__version__,
     }
-    path = receipt_path or Path("receipts") / f"tables-{run.run_id}.json"
-    receipts.write(path, content)
+    try:
+        receipts.write(path, content)
+    except OSError as error:
+        raise InterruptedMigrationError(
+            f"cannot write the receipt {path}: {error.strerror}",
+            hint="the rows stand; make room, then `pgchroma tables resume` proves them once more and writes it",
+        ) from error
+    if changed:
+        raise changed
+    # Only now: a run without a receipt can be resumed for one.
+    status.complete(connection, run.run_id, outcome)
     return Result(run.run_id, {**content, "receipt": str(path)})
+
+
+def default_receipt(run_id: UUID) -> Path:
+    """Return receipts/tables-<run>.json below the current folder."""
+    return Path("receipts") / f"tables-{run_id}.json"
+
+
+def _change(database: Database) -> SourceChangedError | None:
+    """Return what is to be raised, after the receipt is written, where the source has changed."""
+    try:
+        database.require_unchanged()
+    except SourceChangedError as error:
+        return error
+    return None
 
 
 def _target(connection: Connection) -> str:
