@@ -7,8 +7,8 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.errors import InterruptedMigrationError, RefusedError, VerificationError
+from pgchroma.migrate.tables.catalog import Table
 from pgchroma.migrate.tables.mapping import ColumnPlan, KeyPlan, Mapping, TablePlan
-from pgchroma.migrate.tables.source import Table
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from pgchroma.errors import ConfigurationError, RefusedError
 from pgchroma.migrate.tables import formatting
+from pgchroma.migrate.tables.catalog import Table, quoted
 from pgchroma.migrate.tables.kinds import may_refer
 from pgchroma.migrate.tables.mapping import ColumnPlan, Mapping, TablePlan
-from pgchroma.migrate.tables.source import Database, Table, quoted
+from pgchroma.migrate.tables.source import Database
 
 # So many values are listed one by one for each column; the count is always exact.
 LISTED: Final = 1_000

@@ -17,10 +17,11 @@ from psycopg import sql
 from pgchroma.errors import SourceError
 from pgchroma.migrate.second import Item, SecondProcess
 from pgchroma.migrate.tables import formatting, status
+from pgchroma.migrate.tables.catalog import Table, fetched, quoted
 from pgchroma.migrate.tables.ddl import table_name
 from pgchroma.migrate.tables.inspect_rows import Finding, key_columns, prepare, unfit
 from pgchroma.migrate.tables.mapping import ColumnPlan, Mapping, TablePlan
-from pgchroma.migrate.tables.source import Database, Table, fetched, quoted, reopened
+from pgchroma.migrate.tables.source import Database, reopened
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 

@@ -18,11 +18,11 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 
 from pgchroma.migrate.tables import formatting, kinds
+from pgchroma.migrate.tables.catalog import FETCH_BYTES, Table, fetched, quoted
 from pgchroma.migrate.tables.ddl import table_name
 from pgchroma.migrate.tables.inspect_rows import Finding
 from pgchroma.migrate.tables.load import held_back, value_or_null
 from pgchroma.migrate.tables.mapping import Mapping, TablePlan
-from pgchroma.migrate.tables.source import FETCH_BYTES, Table, fetched, quoted
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Row = Sequence[Any]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pgchroma.migrate.tables import formatting
+from pgchroma.migrate.tables.catalog import Column, Table, quoted
 from pgchroma.migrate.tables.kinds import INTEGER_BITS, Kind, may_refer
 from pgchroma.migrate.tables.mapping import (
     LONGEST_NAME_BYTES,
@@ -17,7 +18,7 @@ from pgchroma.migrate.tables.mapping import (
     Mapping,
     TablePlan,
 )
-from pgchroma.migrate.tables.source import Column, Database, Table, quoted
+from pgchroma.migrate.tables.source import Database
 
 # A time after 1973 in milliseconds, or after the year 5000 in seconds.
 _MILLISECONDS_FROM: Final = 100_000_000_000
