@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 
 from pgchroma.exit_codes import ExitCode
+from pgchroma.migrate.receipt import FORMAT
 from support import application
 from support.tables import edited, run, scalar, tables
 
@@ -396,6 +398,42 @@ def test_a_changed_row_is_named_by_a_later_verification(
     assert len(by_table["summaries"]["missing"]) == 1
     assert by_table["insights"]["extra"] == ["1, born later"]
     assert by_table["users"]["equal"]
+
+
+def test_the_script_for_any_receipt_verifies_that_of_tables(
+    source: Path, database_url: str, target: Any, tmp_path: Path
+) -> None:
+    assert run(source, database_url, tmp_path).code == 0
+    script = Path(__file__).resolve().parents[2] / "scripts/validate_migration.py"
+    command = [
+        str(script),
+        str(tmp_path / "receipt.json"),
+        "--database-url",
+        database_url,
+        "--format",
+        "json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {item["table"] for item in json.loads(done.stdout)["tables"]} == TABLES
+    target.execute("DELETE FROM app.insights")
+    assert (
+        subprocess.run(command, capture_output=True, check=False).returncode == ExitCode.VERIFICATION_FAILED
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"kind": "tables"}, {"kind": "tables", "run_id": "x"}, {"kind": "collections"}]
+)
+def test_a_receipt_that_is_not_whole_is_refused_by_name(
+    content: Any, database_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps({"format": FORMAT, **content}))
+    for given in ([path], ["--receipt", path]):
+        refused = tables("verify", *given, "--database-url", database_url)
+        assert refused.code == ExitCode.CONFIGURATION
+        assert str(path) in refused.stderr
 
 
 def test_values_that_text_formats_stumble_over_survive(

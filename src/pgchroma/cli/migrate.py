@@ -179,12 +179,13 @@ def run(
 
 
 @migrate.command()
-@click.argument("target")
+@click.argument("named", metavar="[SOURCE] TARGET", nargs=-1)
 @click.option(
     "--from",
     "source",
-    help="The place to export. Default: the database of --database-url.",
+    help="The same as SOURCE. Default: the database of --database-url.",
 )
+@click.option("--to", "target", help="The same as TARGET.")
 @database_options
 @shared.source_access
 @shared.selection_options
@@ -202,18 +203,22 @@ def run(
 @_dry_run
 @format_option
 def export(
-    target: str,
+    named: tuple[str, ...],
     source: str | None,
+    target: str | None,
     receipt_path: Path | None,
     since: Path | None,
     dry_run: bool,
     fmt: output.Format,
     **given: Any,
 ) -> None:
-    """Write the database to TARGET, e.g. FILE.jsonl.zst, DIR.parquet or a Chroma folder, and prove it; `run` the other way round."""
+    """Write the database, or SOURCE, to TARGET, e.g. FILE.jsonl.zst, DIR.parquet or a Chroma folder, and prove it."""
+    *before, goal = (*named, target) if target else named or (None,)
+    if goal is None or len(before) + bool(source) > 1:
+        raise click.UsageError("name [SOURCE] TARGET, by their places or by --from and --to")
     given["target"] = None
-    origin = source or shared.target_of(given).text
-    found = start_run(origin, shared.place_of(target, "target", given), receipt_path, since, dry_run, given)
+    origin = source or (before[0] if before else shared.target_of(given).text)
+    found = start_run(origin, shared.place_of(goal, "target", given), receipt_path, since, dry_run, given)
     output.emit(found, fmt, texts.plan(found) if dry_run else texts.result(found))
 
 

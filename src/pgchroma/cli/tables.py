@@ -265,7 +265,18 @@ def show_status(
 
 
 @tables.command()
-@click.argument("receipt_path", metavar="RECEIPT", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "receipt_path",
+    metavar="RECEIPT",
+    required=False,
+    type=click.Path(path_type=Path, dir_okay=False),
+)
+@click.option(
+    "--receipt",
+    "receipt_option",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The same as RECEIPT.",
+)
 @click.option(
     "--source", type=click.Path(path_type=Path), help="Where the SQLite file is now, if it was moved."
 )
@@ -273,7 +284,8 @@ def show_status(
 @work_folder
 @format_option
 def verify(
-    receipt_path: Path,
+    receipt_path: Path | None,
+    receipt_option: Path | None,
     source: Path | None,
     database_url: str | None,
     database_password_file: Path | None,
@@ -281,12 +293,10 @@ def verify(
     fmt: output.Format,
 ) -> None:
     """Compare every row of both sides again, writing to neither."""
-    receipt = receipts.read(receipt_path)
-    if receipt.get("kind") != runner.KIND:
-        raise ConfigurationError(
-            f"{receipt_path} is not the receipt of a move of tables",
-            hint="for collections use `pgchroma migrate verify`",
-        )
+    named = receipt_path or receipt_option
+    if named is None:
+        raise ConfigurationError("no receipt is named", hint="name the one that `pgchroma tables run` wrote")
+    receipt = runner.read_receipt(named)
     with (
         open_database(source or Path(receipt["source"]["path"]), work_folder) as database,
         runner.connect(required_url(database_url), database_password_file) as connection,

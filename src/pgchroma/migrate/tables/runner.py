@@ -191,6 +191,32 @@ def default_receipt(run_id: UUID) -> Path:
     return Path("receipts") / f"tables-{run_id}.json"
 
 
+def read_receipt(path: Path) -> dict[str, Any]:
+    """Return the receipt of a move of tables; ConfigurationError when it is none, or not whole."""
+    content = receipts.read(path)
+    if content.get("kind") != KIND:
+        raise ConfigurationError(
+            f"{path} is not the receipt of a move of tables",
+            hint="for collections use `pgchroma migrate verify`",
+        )
+    try:
+        UUID(content["run_id"])
+        mapping.from_data(content["mapping"])
+        whole = {"path", "fingerprint"} <= content["source"].keys() and all(
+            {"table", "kept"} <= item.keys() for item in content["tables"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigurationError) as error:
+        raise ConfigurationError(
+            f"the receipt {path} is not whole: {type(error).__name__} {error}",
+            hint="name the file as `pgchroma tables run` wrote it",
+        ) from error
+    if not whole:
+        raise ConfigurationError(
+            f"the receipt {path} is not whole", hint="name the file as `pgchroma tables run` wrote it"
+        )
+    return content
+
+
 def _change(database: Database) -> SourceChangedError | None:
     """Return what is to be raised, after the receipt is written, where the source has changed."""
     try:
