@@ -153,6 +153,50 @@ def test_values_that_do_not_fit_are_named_one_by_one(database_url: str, target: 
     ]
 
 
+def test_values_that_decide_about_a_columns_type_are_named_one_by_one(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "mixed.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute(
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, doc JSON, at TIMESTAMP, any, plain, name VARCHAR(3), pic BLOB DEFAULT x'00fF')"
+        )
+        connection.execute("CREATE INDEX newest ON t (name, at DESC)")
+        rows: list[tuple[Any, ...]] = [("{}", "2025-01-01 10:00:00", n, n, "abc") for n in range(30)]
+        rows[6] = ("{not json", "2025-01-01 10:00:00", "six", 6, "abc")
+        rows[8] = ("[]", "yesterday", b"\x08", 8, "abcd")
+        connection.executemany("INSERT INTO t (doc, at, any, plain, name) VALUES (?,?,?,?,?)", rows)
+        connection.execute("UPDATE t SET any = 'eight' WHERE id = 9")
+    plan = tables("plan", source, "--format", "json").json
+    assert plan["runnable"]
+    found = {
+        item["column"]: (
+            item["expected"],
+            item["suggested"],
+            [(value["key"], value["storage"], value["value"]) for value in item["values"]],
+        )
+        for item in plan["deviations"]
+    }
+    assert found == {
+        "doc": ("jsonb", "text", [([7], "text", "'{not json'")]),
+        "at": ("timestamp", "text", [([9], "text", "'yesterday'")]),
+        "any": ("bigint", "jsonb", [([7], "text", "'six'"), ([9], "text", "'eight'")]),
+        "name": ("varchar(3)", "text", [([9], "text", "'abcd'")]),
+    }
+    assert any(
+        "t.plain is declared without a type; bigint is what its values are" in note for note in plan["notes"]
+    )
+    text = tables("plan", source, "--write-mapping", tmp_path / "mapping.yml")
+    assert "t.doc is declared JSON; 1 value is no jsonb, so text is suggested" in text.stdout
+    assert "  row 7: text '{not json'" in text.stdout
+    assert "#   row 9: text 'yesterday'" in (tmp_path / "mapping.yml").read_text()
+    assert run(source, database_url, tmp_path).code == 0
+    assert scalar(target, "INSERT INTO app.t (id) VALUES (99) RETURNING pic") == b"\x00\xff"
+    assert scalar(target, "SELECT indexdef FROM pg_indexes WHERE indexname = 'newest'").endswith(
+        "(name, at DESC)"
+    )
+
+
 def test_rows_can_go_to_quarantine_whole(database_url: str, target: Any, tmp_path: Path) -> None:
     source = mixed_database(tmp_path / "mixed.db")
 

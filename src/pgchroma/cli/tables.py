@@ -26,6 +26,9 @@ from pgchroma.migrate.tables.inspect_rows import inspect, require_complete, requ
 from pgchroma.migrate.tables.source import Database, open_database
 from pgchroma.migrate.tables.suggest import Suggestion, suggest
 
+# So many of the values that decided about a type are named in a mapping file; the plan names all.
+_IN_MAPPING = 5
+
 _source = click.argument("source", type=click.Path(path_type=Path))
 _mapping = click.option(
     "--mapping",
@@ -73,6 +76,7 @@ def _planned(database: Database, found: Suggestion) -> dict[str, Any]:
             for table in found.mapping.tables
         ],
         "notes": list(found.notes),
+        "deviations": [deviation.as_json() for deviation in found.deviations],
         "misfits": [finding.as_json() for finding in findings],
         "statements": list(ddl.script(found.mapping)),
         "runnable": all(finding.policy != "fail" for finding in findings),
@@ -128,6 +132,10 @@ def plan(
 
 def _write_mapping(path: Path, source: Path, found: Suggestion) -> None:
     notes = "".join(f"# note: {note}\n" for note in found.notes)
+    for deviation in found.deviations:
+        notes += f"# note: {deviation.note}\n"
+        for value in deviation.values[:_IN_MAPPING]:
+            notes += f"#   row {'/'.join(map(str, value.key))}: {value.storage} {value.value}\n"
     try:
         # Exclusive: a mapping that someone edited must not be lost.
         with path.open("x", encoding="utf-8") as file:

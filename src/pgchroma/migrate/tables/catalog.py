@@ -51,6 +51,7 @@ class Index:
     columns: tuple[str, ...]
     unique: bool
     reason: str = ""
+    descending: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,5 +247,6 @@ def _indexes(connection: sqlite3.Connection, table: str) -> tuple[Index, ...]:
             reason = "it is on an expression"
         elif unique and any(row[4] != "BINARY" for row in parts):
             reason = f"it is unique by the collation {', '.join(row[4] for row in parts)}; in PostgreSQL use lower()"
-        indexes.append(Index(name, columns, bool(unique), reason))
+        descending = tuple(row[2] for row in parts if row[3] and row[2])
+        indexes.append(Index(name, columns, bool(unique), reason, descending))
     return tuple(reversed(indexes))

@@ -59,7 +59,11 @@ def constraints(mapping: Mapping, table: TablePlan) -> Iterator[tuple[str, sql.C
                 sql.SQL("UNIQUE INDEX" if index.unique else "INDEX"),
                 sql.Identifier(index.name),
                 name,
-                _names(table, index.columns),
+                sql.SQL(", ").join(
+                    sql.Identifier(table.target_of(column))
+                    + sql.SQL(" DESC" if column in index.descending else "")
+                    for column in index.columns
+                ),
             ),
         )
 

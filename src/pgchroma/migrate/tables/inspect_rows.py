@@ -153,19 +153,19 @@ def _findings(database: Database, mapping: Mapping) -> Iterator[Finding]:
         row = database.connection.execute(f"SELECT {counts} FROM {quoted(plan.source)}").fetchone()  # noqa: S608 - quoted identifiers
         for column, count in zip(plan.moved, row, strict=True):
             if count:
-                values = tuple(_values(database.connection, table, plan, column))
+                condition = unfit(table, plan, column)
+                values = tuple(listed(database.connection, table, column.source, condition))
                 yield Finding(plan.source, column.source, column.kind.sql, column.on_misfit, count, values)
             else:
                 database.fitting.add((plan.source, column.source, column.kind))
 
 
-def _values(
-    connection: sqlite3.Connection, table: Table, plan: TablePlan, column: ColumnPlan
-) -> Iterator[Misfit]:
-    keys, name = key_columns(table), quoted(column.source)
+def listed(connection: sqlite3.Connection, table: Table, column: str, condition: str) -> Iterator[Misfit]:
+    """Yield the first values of a column for which a condition holds."""
+    keys, name = key_columns(table), quoted(column)
     statement = (
         f"SELECT {', '.join(keys)}, typeof({name}), CAST({name} AS BLOB) FROM {quoted(table.name)} "  # noqa: S608 - quoted identifiers
-        f"WHERE {unfit(table, plan, column)} ORDER BY {', '.join(keys)} LIMIT {LISTED}"
+        f"WHERE {condition} ORDER BY {', '.join(keys)} LIMIT {LISTED}"
     )
     for *key, storage, value in connection.execute(statement):
         if value is None:
