@@ -15,6 +15,7 @@ import pytest
 from pgchroma.exit_codes import ExitCode
 from pgchroma.migrate.receipt import FORMAT
 from support import application
+from support.command import here
 from support.tables import edited, run, scalar, tables
 
 TABLES = {"users", "sessions", "messages", "insights", "summaries"}
@@ -442,6 +443,41 @@ def test_a_changed_row_is_named_by_a_later_verification(
     assert len(by_table["summaries"]["missing"]) == 1
     assert by_table["insights"]["extra"] == ["1, born later"]
     assert by_table["users"]["equal"]
+
+
+def test_the_log_says_what_happened_and_how_it_ended(
+    source: Path, database_url: str, target: Any, tmp_path: Path
+) -> None:
+    def log(name: str) -> str:
+        return (tmp_path / name).read_text()
+
+    assert tables("plan", source, "--log-file", tmp_path / "plan.log").code == 0
+    assert "ended: runnable True, rows 2260" in log("plan.log")
+    assert run(source, database_url, tmp_path, "--log-file", tmp_path / "run.log").code == 0
+    for line in (
+        "begins",
+        "insights.value is declared without a type",
+        "messages: copied",
+        "messages: 2000 rows, equal",
+    ):
+        assert line in log("run.log")
+    assert "result equal, rows 2260, receipt " in log("run.log")
+    assert run(source, database_url, tmp_path, "--log-file", tmp_path / "run.log").code == ExitCode.REFUSED
+    assert "ended with exit code 9: the table app.insights exists and holds rows (fix: say in" in log(
+        "run.log"
+    )
+    target.execute("DELETE FROM app.insights")
+    verify = ("verify", tmp_path / "receipt.json", "--database-url", database_url)
+    assert tables(*verify, "--log-file", tmp_path / "verify.log").code == ExitCode.VERIFICATION_FAILED
+    assert "result different" in log("verify.log")
+    assert "ended with exit code 8: insights: 40 missing" in log("verify.log")
+    for command in (("plan", tmp_path / "nowhere"), ("cleanup", "--receipt", tmp_path / "nowhere")):
+        done = here("migrate", *command, "--log-file", tmp_path / "migrate.log")
+        assert f"ended with exit code {done.code}: " in log("migrate.log")
+        (tmp_path / "migrate.log").unlink()
+    # Without the option nothing goes on into the last one.
+    assert tables("plan", tmp_path / "nowhere").code == ExitCode.SOURCE_UNREADABLE
+    assert not (tmp_path / "migrate.log").exists()
 
 
 def test_the_script_for_any_receipt_verifies_that_of_tables(

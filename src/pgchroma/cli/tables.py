@@ -9,6 +9,7 @@ import click
 
 from pgchroma import output
 from pgchroma.cli import tables_text as texts
+from pgchroma.cli.logfile import log_file, log_result, logger
 from pgchroma.cli.options import (
     database_options,
     format_option,
@@ -104,6 +105,7 @@ def tables() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the mapping to this file, to be reviewed and edited.",
 )
+@log_file
 @format_option
 def plan(
     source: Path,
@@ -128,6 +130,7 @@ def plan(
             with runner.connect(database_url, database_password_file) as connection:
                 runner.require_targets(connection, found.mapping)
     output.emit(data, fmt, texts.plan(data))
+    log_result(data)
 
 
 def _write_mapping(path: Path, source: Path, found: Suggestion) -> None:
@@ -161,6 +164,7 @@ def _write_mapping(path: Path, source: Path, found: Suggestion) -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Make every check of a run, show the statements, and write nothing."
 )
+@log_file
 @format_option
 def run(
     source: Path,
@@ -187,16 +191,20 @@ def run(
                     data = {**_planned(database, found), "dry_run": True}
                     require_fitting(inspect(database, found.mapping))
                     output.emit(data, fmt, texts.plan(data))
+                    log_result(data)
                     return
                 # Asked before the tables are made; of the default it is a folder that counts.
                 receipts.require_writable(receipt_path or runner.default_receipt(UUID(int=0)))
                 findings = inspect(database, found.mapping)
+                for told in (*found.notes, *(deviation.note for deviation in found.deviations)):
+                    logger.info("%s", told)
                 run_id = runner.start(connection, database, found.mapping, findings)
                 begun = runner.pick(connection, run_id)
                 result = runner.carry_out(connection, database, begun, shown, receipt_path, findings, second)
     except KeyboardInterrupt as error:
         raise _interrupted() from error
     output.emit(result.content, fmt, texts.result(result.content))
+    log_result(result.content)
     runner.require_equal(result.content)
 
 
@@ -216,6 +224,7 @@ def _interrupted() -> InterruptedMigrationError:
 @database_options
 @work_folder
 @receipt_out("tables")
+@log_file
 @format_option
 def resume(
     source: Path | None,
@@ -243,6 +252,7 @@ def resume(
     except KeyboardInterrupt as error:
         raise _interrupted() from error
     output.emit(result.content, fmt, texts.result(result.content))
+    log_result(result.content)
     runner.require_equal(result.content)
 
 
@@ -290,6 +300,7 @@ def show_status(
 )
 @database_options
 @work_folder
+@log_file
 @format_option
 def verify(
     receipt_path: Path | None,
@@ -312,4 +323,5 @@ def verify(
     ):
         found = runner.verify(connection, database, receipt, shown)
     output.emit(found, fmt, texts.comparison(found))
+    log_result(found)
     runner.require_equal(found)

@@ -1,5 +1,6 @@
 """Plans, runs, resumes and verifies the move of an application's tables."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from pgchroma.store.connection import StoreSettings, conninfo, unreachable
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 KIND = "tables"
+logger = logging.getLogger("pgchroma.migrate")
 
 
 @contextmanager
@@ -95,6 +97,7 @@ def start(connection: Connection, database: Database, plan: Mapping, findings: t
             if not existed[table.source]:
                 connection.execute(ddl.create_table(plan, table))
         status.begin(connection, run_id, database, plan, existed, pgchroma.__version__)
+    logger.info("run %s of %s begins", run_id, database.path)
     return run_id
 
 
@@ -151,6 +154,7 @@ def carry_out(
             continue
         step = display.step(f"copying {table.source}", state.source_rows, state.rows_read)
         load(connection, database, have[table.source], plan, table, findings, state, step.advance, second)
+        logger.info("%s: copied", table.source)
     orphans = finish(connection, database, plan)
     proofs = prove(connection, database, plan, findings, states, run.run_id, display)
     changed = _change(database)
@@ -273,6 +277,8 @@ def prove(
         status.set_phase(
             connection, run_id, table.source, "verified" if item.equal else "different", errors=item.errors
         )
+        log = logger.info if item.equal else logger.error
+        log("%s: %d rows, %s", table.source, item.source_rows, "equal" if item.equal else "different")
         proofs.append(item)
     return proofs
 
