@@ -1,8 +1,15 @@
 #!/usr/bin/env python3
-"""Prove a finished migration once more from its receipt; the same as `pgchroma migrate verify`."""
+"""Prove a finished migration once more from its receipt; `pgchroma migrate verify` or `pgchroma tables verify`, as the receipt is."""
 
-from pgchroma.cli.main import run
-from pgchroma.cli.migrate import migrate
+import sys
+from pathlib import Path
+
+import entry
 
 if __name__ == "__main__":
-    run(migrate.commands["verify"], prog_name="validate_migration.py")
+    entry.require_pgchroma()
+    from pgchroma.cli.main import run
+    from pgchroma.cli.validate import verifier
+
+    command, arguments = verifier(sys.argv[1:])
+    run(command, arguments, prog_name=Path(sys.argv[0]).name)

@@ -70,6 +70,19 @@ def require_equal(one: object, other: object) -> None:
     assert done.json["result"] == "equal"
 
 
+def test_an_export_names_both_places_in_the_usual_ways(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = folders["1.5.9"]
+    ways = ((source, "1.jsonl"), (source, "--to", "2.jsonl"), ("3.jsonl", "--from", source))
+    for way in ways:
+        given = [tmp_path / item if str(item).endswith("jsonl") else item for item in way]
+        done = within("migrate", "export", *given, "--receipt", tmp_path / "receipt.json", "--format", "json")
+        assert done.code == 0, done.stderr
+        assert done.json["records"] == RECORDS["1.5.9"]
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {"1.jsonl", "2.jsonl", "3.jsonl"}
+    for wrong in ((), (source, "a.jsonl", "b.jsonl"), (source, "a.jsonl", "--from", source)):
+        assert within("migrate", "export", *wrong).code == ExitCode.USAGE
+
+
 @pytest.mark.parametrize("version", RECORDS)
 def test_a_folder_goes_there_and_back(
     version: str, folders: dict[str, Path], moved: dict[str, str], tmp_path: Path

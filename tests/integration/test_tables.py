@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import psycopg
 import pytest
-import yaml
 
 from pgchroma.exit_codes import ExitCode
+from pgchroma.migrate.receipt import FORMAT
 from support import application
-from support.command import Outcome, here, pgchroma
+from support.command import here
+from support.tables import edited, run, scalar, tables
 
 TABLES = {"users", "sessions", "messages", "insights", "summaries"}
 
@@ -28,38 +30,6 @@ def source(tmp_path: Path) -> Path:
 def target(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield connection
-
-
-def tables(*arguments: object, prelude: str = "") -> Outcome:
-    return pgchroma("tables", *arguments, prelude=prelude) if prelude else here("tables", *arguments)
-
-
-def run(source: Path, url: str, tmp_path: Path, *options: object, prelude: str = "") -> Outcome:
-    receipt = tmp_path / "receipt.json"
-    return tables(
-        "run",
-        source,
-        "--database-url",
-        url,
-        "--schema",
-        "app",
-        "--receipt",
-        receipt,
-        "--format",
-        "json",
-        *options,
-        prelude=prelude,
-    )
-
-
-def edited(source: Path, tmp_path: Path, edit: Any, name: str = "mapping.yml") -> Path:
-    """Write the suggested mapping, as changed by `edit`, which gets its data."""
-    path = tmp_path / name
-    assert tables("plan", source, "--schema", "app", "--write-mapping", path).code == 0
-    data = yaml.safe_load(path.read_text())
-    edit(data["tables"])
-    path.write_text(yaml.safe_dump(data))
-    return path
 
 
 def mixed_database(path: Path) -> Path:
@@ -77,12 +47,6 @@ def mixed_database(path: Path) -> Path:
             ],
         )
     return path
-
-
-def scalar(connection: psycopg.Connection[Any], query: str) -> Any:
-    row = connection.execute(query).fetchone()
-    assert row is not None
-    return row[0]
 
 
 def test_every_row_of_an_application_arrives(
@@ -190,6 +154,50 @@ def test_values_that_do_not_fit_are_named_one_by_one(database_url: str, target: 
     ]
 
 
+def test_values_that_decide_about_a_columns_type_are_named_one_by_one(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "mixed.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute(
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, doc JSON, at TIMESTAMP, any, plain, name VARCHAR(3), pic BLOB DEFAULT x'00fF')"
+        )
+        connection.execute("CREATE INDEX newest ON t (name, at DESC)")
+        rows: list[tuple[Any, ...]] = [("{}", "2025-01-01 10:00:00", n, n, "abc") for n in range(30)]
+        rows[6] = ("{not json", "2025-01-01 10:00:00", "six", 6, "abc")
+        rows[8] = ("[]", "yesterday", b"\x08", 8, "abcd")
+        connection.executemany("INSERT INTO t (doc, at, any, plain, name) VALUES (?,?,?,?,?)", rows)
+        connection.execute("UPDATE t SET any = 'eight' WHERE id = 9")
+    plan = tables("plan", source, "--format", "json").json
+    assert plan["runnable"]
+    found = {
+        item["column"]: (
+            item["expected"],
+            item["suggested"],
+            [(value["key"], value["storage"], value["value"]) for value in item["values"]],
+        )
+        for item in plan["deviations"]
+    }
+    assert found == {
+        "doc": ("jsonb", "text", [([7], "text", "'{not json'")]),
+        "at": ("timestamp", "text", [([9], "text", "'yesterday'")]),
+        "any": ("bigint", "jsonb", [([7], "text", "'six'"), ([9], "text", "'eight'")]),
+        "name": ("varchar(3)", "text", [([9], "text", "'abcd'")]),
+    }
+    assert any(
+        "t.plain is declared without a type; bigint is what its values are" in note for note in plan["notes"]
+    )
+    text = tables("plan", source, "--write-mapping", tmp_path / "mapping.yml")
+    assert "t.doc is declared JSON; 1 value is no jsonb, so text is suggested" in text.stdout
+    assert "  row 7: text '{not json'" in text.stdout
+    assert "#   row 9: text 'yesterday'" in (tmp_path / "mapping.yml").read_text()
+    assert run(source, database_url, tmp_path).code == 0
+    assert scalar(target, "INSERT INTO app.t (id) VALUES (99) RETURNING pic") == b"\x00\xff"
+    assert scalar(target, "SELECT indexdef FROM pg_indexes WHERE indexname = 'newest'").endswith(
+        "(name, at DESC)"
+    )
+
+
 def test_rows_can_go_to_quarantine_whole(database_url: str, target: Any, tmp_path: Path) -> None:
     source = mixed_database(tmp_path / "mixed.db")
 
@@ -294,6 +302,24 @@ def test_a_table_that_holds_rows_is_not_touched_unless_told_how(
     assert scalar(target, "SELECT count(*) FROM app.messages") == 2_000
 
 
+def test_names_may_hold_what_means_something_to_the_driver(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "names.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute('CREATE TABLE "100%s {t}" ("%(id)s" INTEGER PRIMARY KEY, "{0} %" TEXT)')
+        connection.execute("INSERT INTO \"100%s {t}\" VALUES (7, 'seven')")
+
+    def edit(data: Any) -> None:
+        data["100%s {t}"]["on_conflict"] = "update"
+
+    assert run(source, database_url, tmp_path).code == 0
+    again = run(source, database_url, tmp_path, "--mapping", edited(source, tmp_path, edit))
+    assert again.code == 0, again.stderr
+    row = target.execute("INSERT INTO app.\"100%s {t}\" VALUES (DEFAULT, 'eight') RETURNING *").fetchone()
+    assert row == (8, "eight")
+
+
 def test_rows_without_a_parent_are_counted_and_the_mapping_decides(
     database_url: str, target: Any, tmp_path: Path
 ) -> None:
@@ -317,6 +343,88 @@ def test_rows_without_a_parent_are_counted_and_the_mapping_decides(
         target.execute("INSERT INTO app.child VALUES (3, 9)")
 
 
+def test_a_foreign_key_between_two_types_takes_over_the_parents(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "keys.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute("CREATE TABLE users (ID INTEGER PRIMARY KEY, handle TEXT UNIQUE)")
+        # Text and numbers that SQLite takes for equal; another case of the name, too.
+        connection.execute(
+            "CREATE TABLE sessions (id TEXT PRIMARY KEY, user_id TEXT DEFAULT '1' REFERENCES users(id))"
+        )
+        connection.execute(
+            "CREATE TABLE notes (user_id VARCHAR(9) REFERENCES sessions(user_id), tag INTEGER REFERENCES users(HANDLE))"
+        )
+        connection.execute("CREATE UNIQUE INDEX one ON sessions (user_id)")
+        connection.execute("INSERT INTO users VALUES (1, '77'), (2, 'b')")
+        connection.execute("INSERT INTO sessions VALUES ('s', '1'), ('t', '2'), ('u', NULL)")
+        connection.execute("INSERT INTO notes VALUES ('2', 77)")
+    plan = tables("plan", source, "--format", "json")
+    assert any(
+        "sessions.user_id is declared TEXT and refers to users; bigint" in note for note in plan.json["notes"]
+    )
+    done = run(source, database_url, tmp_path)
+    assert done.code == 0, done.stderr
+    assert target.execute("SELECT user_id FROM app.sessions ORDER BY id").fetchall() == [(1,), (2,), (None,)]
+    assert target.execute("SELECT user_id, tag FROM app.notes").fetchall() == [(2, "77")]
+    assert (
+        scalar(
+            target,
+            "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND convalidated AND connamespace = 'app'::regnamespace",
+        )
+        == 3
+    )
+
+
+def test_a_foreign_key_that_postgresql_cannot_have_is_a_note_and_a_refusal(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "keys.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY)")
+        connection.execute("CREATE TABLE sessions (id TEXT PRIMARY KEY, user_id TEXT REFERENCES users(id))")
+        connection.execute("INSERT INTO sessions VALUES ('s', '007'), ('t', 'anonymous')")
+        # To two tables of different types at once: one of the keys has to go.
+        connection.execute("CREATE TABLE both (x TEXT REFERENCES users(id) REFERENCES sessions(id))")
+    plan = tables("plan", source, "--format", "json")
+    assert any(
+        "sessions: a foreign key to users is not moved: user_id is text" in note
+        for note in plan.json["notes"]
+    )
+
+    def edit(data: Any) -> None:
+        data["sessions"]["foreign_keys"] = [{"columns": ["user_id"], "references": "users", "to": ["id"]}]
+
+    refused = run(source, database_url, tmp_path, "--mapping", edited(source, tmp_path, edit))
+    assert refused.code == ExitCode.CONFIGURATION
+    assert "from user_id, which is text, to users.id, which is bigint" in refused.stderr
+    assert scalar(target, "SELECT to_regnamespace('app') IS NULL")
+    assert run(source, database_url, tmp_path).code == 0
+
+
+def test_a_foreign_key_that_a_table_of_the_targets_does_not_allow_is_no_traceback(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "keys.db"
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT UNIQUE)")
+        connection.execute("CREATE TABLE sessions (name TEXT REFERENCES users(name))")
+        connection.execute("INSERT INTO users VALUES (1, 'a')")
+    target.execute("CREATE SCHEMA app")
+    target.execute("CREATE TABLE app.users (id bigint PRIMARY KEY, name text)")
+
+    def edit(data: Any) -> None:
+        data["users"] |= {"on_conflict": "skip", "indexes": []}
+
+    stopped = run(source, database_url, tmp_path, "--mapping", edited(source, tmp_path, edit))
+    assert stopped.code == ExitCode.VERIFICATION_FAILED
+    assert "app.sessions: cannot create a foreign key: there is no unique constraint" in stopped.stderr
+    target.execute("ALTER TABLE app.users ADD UNIQUE (name)")
+    done = tables("resume", "--database-url", database_url, "--receipt", tmp_path / "r.json")
+    assert done.code == 0, done.stderr
+
+
 def test_a_changed_row_is_named_by_a_later_verification(
     source: Path, database_url: str, target: Any, tmp_path: Path
 ) -> None:
@@ -335,6 +443,77 @@ def test_a_changed_row_is_named_by_a_later_verification(
     assert len(by_table["summaries"]["missing"]) == 1
     assert by_table["insights"]["extra"] == ["1, born later"]
     assert by_table["users"]["equal"]
+
+
+def test_the_log_says_what_happened_and_how_it_ended(
+    source: Path, database_url: str, target: Any, tmp_path: Path
+) -> None:
+    def log(name: str) -> str:
+        return (tmp_path / name).read_text()
+
+    assert tables("plan", source, "--log-file", tmp_path / "plan.log").code == 0
+    assert "ended: runnable True, rows 2260" in log("plan.log")
+    assert run(source, database_url, tmp_path, "--log-file", tmp_path / "run.log").code == 0
+    for line in (
+        "begins",
+        "insights.value is declared without a type",
+        "messages: copied",
+        "messages: 2000 rows, equal",
+    ):
+        assert line in log("run.log")
+    assert "result equal, rows 2260, receipt " in log("run.log")
+    assert run(source, database_url, tmp_path, "--log-file", tmp_path / "run.log").code == ExitCode.REFUSED
+    assert "ended with exit code 9: the table app.insights exists and holds rows (fix: say in" in log(
+        "run.log"
+    )
+    target.execute("DELETE FROM app.insights")
+    verify = ("verify", tmp_path / "receipt.json", "--database-url", database_url)
+    assert tables(*verify, "--log-file", tmp_path / "verify.log").code == ExitCode.VERIFICATION_FAILED
+    assert "result different" in log("verify.log")
+    assert "ended with exit code 8: insights: 40 missing" in log("verify.log")
+    for command in (("plan", tmp_path / "nowhere"), ("cleanup", "--receipt", tmp_path / "nowhere")):
+        done = here("migrate", *command, "--log-file", tmp_path / "migrate.log")
+        assert f"ended with exit code {done.code}: " in log("migrate.log")
+        (tmp_path / "migrate.log").unlink()
+    # Without the option nothing goes on into the last one.
+    assert tables("plan", tmp_path / "nowhere").code == ExitCode.SOURCE_UNREADABLE
+    assert not (tmp_path / "migrate.log").exists()
+
+
+def test_the_script_for_any_receipt_verifies_that_of_tables(
+    source: Path, database_url: str, target: Any, tmp_path: Path
+) -> None:
+    assert run(source, database_url, tmp_path).code == 0
+    script = Path(__file__).resolve().parents[2] / "scripts/validate_migration.py"
+    command = [
+        str(script),
+        str(tmp_path / "receipt.json"),
+        "--database-url",
+        database_url,
+        "--format",
+        "json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {item["table"] for item in json.loads(done.stdout)["tables"]} == TABLES
+    target.execute("DELETE FROM app.insights")
+    assert (
+        subprocess.run(command, capture_output=True, check=False).returncode == ExitCode.VERIFICATION_FAILED
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"kind": "tables"}, {"kind": "tables", "run_id": "x"}, {"kind": "collections"}]
+)
+def test_a_receipt_that_is_not_whole_is_refused_by_name(
+    content: Any, database_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps({"format": FORMAT, **content}))
+    for given in ([path], ["--receipt", path]):
+        refused = tables("verify", *given, "--database-url", database_url)
+        assert refused.code == ExitCode.CONFIGURATION
+        assert str(path) in refused.stderr
 
 
 def test_values_that_text_formats_stumble_over_survive(
@@ -424,6 +603,39 @@ def test_a_killed_run_is_resumed_without_losing_or_doubling_a_row(
     )
 
 
+@pytest.mark.parametrize("declared", ["BLOB", "TEXT", "REAL", ""])
+def test_a_run_is_resumed_behind_a_key_of_any_storage_class(
+    declared: str, database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "keys.db"
+    by_class: dict[str, list[Any]] = {
+        "BLOB": [b"\xff%03d" % n for n in range(200)] + [b"%03d" % n for n in range(200)],
+        "TEXT": [f"ü{n:03d}" for n in range(400)],
+        "REAL": [n / 7 for n in range(399)] + [float("inf")],
+        "": [*range(100)] + [f"{n}" for n in range(200)] + [b"%d" % n for n in range(100)],
+    }
+    keys = by_class[declared]
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute(f"CREATE TABLE t (key {declared} PRIMARY KEY, n INTEGER) WITHOUT ROWID")
+        connection.executemany("INSERT INTO t VALUES (?,?)", [(key, n) for n, key in enumerate(keys)])
+
+    def edit(data: Any) -> None:
+        if not declared:
+            data["t"]["columns"]["key"] |= {"on_misfit": "quarantine"}
+
+    mapping = edited(source, tmp_path, edit)
+    prelude = _KILL.format(batch=2, before=False, target="status.advance")
+    assert run(source, database_url, tmp_path, "--mapping", mapping, prelude=prelude).code == -9
+    done = tables(
+        "resume", "--database-url", database_url, "--receipt", tmp_path / "r.json", "--format", "json"
+    )
+    assert done.code == 0, done.stderr
+    (proof,) = done.json["tables"]
+    assert proof["quarantined"] == (0 if declared else 100)
+    kept = scalar(target, "SELECT count(*) FROM pgchroma_migration.quarantine")
+    assert scalar(target, "SELECT count(*) FROM app.t") + kept == 400
+
+
 def test_without_a_checkpoint_in_the_transaction_rows_double(
     source: Path, database_url: str, target: Any, tmp_path: Path
 ) -> None:
@@ -447,6 +659,37 @@ load.Loader.write = write
         "SELECT n, d FROM (SELECT count(*) n, count(DISTINCT id) d FROM app.messages) x"
     ).fetchone()
     assert counts[0] > counts[1] == 2_000
+
+
+def test_without_a_place_for_the_receipt_nothing_begins(
+    source: Path, database_url: str, target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "receipts").write_text("in the way of the default folder")
+    monkeypatch.chdir(tmp_path)
+    refused = tables("run", source, "--database-url", database_url, "--schema", "app")
+    assert refused.code == ExitCode.CONFIGURATION
+    assert "cannot write a receipt" in refused.stderr
+    assert scalar(target, "SELECT to_regnamespace('app') IS NULL")
+
+
+def test_a_run_that_could_not_write_its_receipt_is_resumed_for_it(
+    source: Path, database_url: str, tmp_path: Path
+) -> None:
+    full = """
+from pgchroma.migrate import receipt
+def write(path, content):
+    raise OSError(28, "No space left on device")
+receipt.write = write
+"""
+    assert run(source, database_url, tmp_path, prelude=full).code == ExitCode.INTERRUPTED
+    assert not (tmp_path / "receipt.json").exists()
+    assert (
+        tables("status", "--database-url", database_url, "--format", "json").json[0]["result"]
+        == "interrupted"
+    )
+    done = tables("resume", "--database-url", database_url, "--receipt", tmp_path / "receipt.json")
+    assert done.code == 0, done.stderr
+    assert json.loads((tmp_path / "receipt.json").read_text())["result"] == "equal"
 
 
 def test_a_source_that_changed_is_not_resumed(source: Path, database_url: str, tmp_path: Path) -> None:
@@ -477,6 +720,10 @@ status.set_phase = instrumented
     done = run(source, database_url, tmp_path, prelude=prelude)
     assert done.code == ExitCode.SOURCE_CHANGED, done.stderr
     assert "was written to while it was copied" in done.stderr
+    receipt = json.loads((tmp_path / "receipt.json").read_text())
+    assert receipt["result"] == "source-changed"
+    assert all(item["equal"] for item in receipt["tables"])
+    assert tables("resume", "--database-url", database_url).code == ExitCode.SOURCE_CHANGED
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all", None])

@@ -12,6 +12,7 @@ import click
 
 import pgchroma
 from pgchroma import output
+from pgchroma.cli.logfile import log_error
 from pgchroma.errors import PgchromaError
 from pgchroma.exit_codes import ExitCode
 
@@ -63,6 +64,7 @@ def exit_with(exc: BaseException) -> NoReturn:
     """Report an exception on standard error and leave the process with its exit code."""
     if isinstance(exc, SystemExit):
         raise exc
+    log_error(exc, _code(exc))
     if isinstance(exc, PgchromaError):
         output.error(exc)
         sys.exit(exc.exit_code)
@@ -82,6 +84,12 @@ def exit_with(exc: BaseException) -> NoReturn:
     output.note("".join(traceback.format_exception(exc)).rstrip())
     output.error(exc)
     sys.exit(ExitCode.UNEXPECTED)
+
+
+def _code(exc: BaseException) -> int:
+    if isinstance(exc, PgchromaError):
+        return exc.exit_code
+    return ExitCode.USAGE if isinstance(exc, click.ClickException) else ExitCode.UNEXPECTED
 
 
 class LazyGroup(click.Group):

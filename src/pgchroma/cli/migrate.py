@@ -14,6 +14,7 @@ import click
 from pgchroma import output
 from pgchroma.cli import migrate_options as shared
 from pgchroma.cli import migrate_text as texts
+from pgchroma.cli.logfile import log_file, log_result
 from pgchroma.cli.migrate_more import MORE
 from pgchroma.cli.migrate_options import Given
 from pgchroma.cli.options import database_options, format_option, run_id, work_folder
@@ -115,6 +116,7 @@ def migrate() -> None:
 @shared.selection_options
 @shared.policy_options
 @work_folder
+@log_file
 @format_option
 def plan(source: str, fmt: output.Format, **given: Any) -> None:
     """Show what would be moved, how long it takes, and every problem found; writes nothing.
@@ -144,6 +146,7 @@ def plan(source: str, fmt: output.Format, **given: Any) -> None:
 
     found, refusal = shared.carry_out(work())
     output.emit(found, fmt, texts.plan(found))
+    log_result(found)
     if refusal:
         raise refusal
 
@@ -157,7 +160,7 @@ def plan(source: str, fmt: output.Format, **given: Any) -> None:
 @shared.policy_options
 @work_folder
 @shared.receipt_out
-@shared.log_file
+@log_file
 @_since
 @_dry_run
 @format_option
@@ -176,22 +179,24 @@ def run(
     """
     found = start_run(source, shared.target_of(given), receipt_path, since, dry_run, given)
     output.emit(found, fmt, texts.plan(found) if dry_run else texts.result(found))
+    log_result(found)
 
 
 @migrate.command()
-@click.argument("target")
+@click.argument("named", metavar="[SOURCE] TARGET", nargs=-1)
 @click.option(
     "--from",
     "source",
-    help="The place to export. Default: the database of --database-url.",
+    help="The same as SOURCE. Default: the database of --database-url.",
 )
+@click.option("--to", "target", help="The same as TARGET.")
 @database_options
 @shared.source_access
 @shared.selection_options
 @shared.policy_options
 @work_folder
 @shared.receipt_out
-@shared.log_file
+@log_file
 @click.option("--chromadb-version", help="The release of chromadb that writes a target folder.")
 @click.option(
     "--chromadb-python",
@@ -202,19 +207,24 @@ def run(
 @_dry_run
 @format_option
 def export(
-    target: str,
+    named: tuple[str, ...],
     source: str | None,
+    target: str | None,
     receipt_path: Path | None,
     since: Path | None,
     dry_run: bool,
     fmt: output.Format,
     **given: Any,
 ) -> None:
-    """Write the database to TARGET, e.g. FILE.jsonl.zst, DIR.parquet or a Chroma folder, and prove it; `run` the other way round."""
+    """Write the database, or SOURCE, to TARGET, e.g. FILE.jsonl.zst, DIR.parquet or a Chroma folder, and prove it."""
+    *before, goal = (*named, target) if target else named or (None,)
+    if goal is None or len(before) + bool(source) > 1:
+        raise click.UsageError("name [SOURCE] TARGET, by their places or by --from and --to")
     given["target"] = None
-    origin = source or shared.target_of(given).text
-    found = start_run(origin, shared.place_of(target, "target", given), receipt_path, since, dry_run, given)
+    origin = source or (before[0] if before else shared.target_of(given).text)
+    found = start_run(origin, shared.place_of(goal, "target", given), receipt_path, since, dry_run, given)
     output.emit(found, fmt, texts.plan(found) if dry_run else texts.result(found))
+    log_result(found)
 
 
 def start_run(
@@ -229,7 +239,6 @@ def start_run(
     settings = Given.of(given)
     place = shared.place_of(source, "source", given)
     places.require_different(place, target)
-    shared.log_to(given.get("log_file"))
     ident = uuid4()
     path = receipt_path or receipts.default_path(ident)
     if since and dry_run:
@@ -319,7 +328,7 @@ async def _increment(place: Place, target: Place, settings: Given, path: Path, r
 @shared.scope_option
 @work_folder
 @shared.receipt_out
-@shared.log_file
+@log_file
 @format_option
 def resume(
     source: str | None, run_id: UUID | None, receipt_path: Path | None, fmt: output.Format, **given: Any
@@ -330,7 +339,6 @@ def resume(
     """
     settings = Given.of(given)
     target = shared.target_of(given)
-    shared.log_to(given["log_file"])
 
     async def work(second: SecondProcess | None) -> Json:
         path, options = receipt_path, settings.options
@@ -366,6 +374,7 @@ def resume(
     with shared.reading_process(None, target) as second:
         found = shared.carry_out(work(second))
     output.emit(found, fmt, texts.result(found))
+    log_result(found)
 
 
 @migrate.command()

@@ -13,6 +13,7 @@ import click
 from pgchroma import output
 from pgchroma.cli import migrate_options as shared
 from pgchroma.cli import migrate_text as texts
+from pgchroma.cli.logfile import log_file, log_result
 from pgchroma.cli.migrate_options import Given
 from pgchroma.cli.options import database_options, format_option, required_url, run_id, work_folder
 from pgchroma.cli.tables import tables
@@ -63,7 +64,7 @@ from pgchroma.store import Store, quarantine
 @shared.selection_options
 @shared.policy_options
 @work_folder
-@shared.log_file
+@log_file
 @format_option
 def verify(
     source: str | None,
@@ -83,7 +84,6 @@ def verify(
     Ends with exit code 8 when a record differs, for instance because applications have written to the target since.
     """
     settings = Given.of(given)
-    shared.log_to(given["log_file"])
     if source is not None and receipt_path is None and Path(source).suffix == ".json":
         # No place is called so.
         receipt_path, source = Path(source), None
@@ -176,6 +176,7 @@ def verify(
     with second_process() as process:
         found = shared.carry_out(in_thread(process))
     output.emit(found, fmt, texts.comparison(found))
+    log_result(found)
     if found["result"] != "equal":
         different = [item["collection"] for item in found["collections"] if not item["equal"]]
         raise VerificationError(
@@ -305,6 +306,7 @@ def show_quarantine(run_id: UUID | None, fmt: output.Format, **given: Any) -> No
 @database_options
 @shared.target_place
 @click.option("--yes", is_flag=True, help="Do it. Without this the plan is shown and nothing is changed.")
+@log_file
 @format_option
 def cleanup(
     receipt_path: Path,
@@ -330,7 +332,9 @@ def cleanup(
         raise RefusedError("this is the plan; nothing was changed", hint="to carry it out, add --yes")
     note = receipt_path.with_suffix(".cleanup.json")
     cleanups.carry_out(prepared, note)
-    output.emit({**told, "removed": True, "note": str(note)}, fmt, texts.cleanup(told, done=True))
+    done = {**told, "removed": True, "note": str(note)}
+    output.emit(done, fmt, texts.cleanup(told, done=True))
+    log_result(done)
 
 
 def _require_target(receipt: Json, given: dict[str, Any], *, equal: bool) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import click
 
 from pgchroma.cli import options
 from pgchroma.cli.options import required_url
-from pgchroma.errors import ConfigurationError, InterruptedMigrationError
+from pgchroma.errors import InterruptedMigrationError
 from pgchroma.migrate import places
 from pgchroma.migrate.places import Options, Place
 from pgchroma.migrate.policies import DANGERS, Policies
@@ -29,9 +28,6 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 source_argument = click.argument("source")
 
 receipt_out = options.receipt_out("migration")
-log_file = click.option(
-    "--log-file", type=_FILE, help="Also write what happens, with times, to the end of this file."
-)
 
 
 def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -171,23 +167,6 @@ def target_of(given: dict[str, Any]) -> Place:
         required_url(given.get("database_url")),
         password_file=_password("target", given),
     )
-
-
-def log_to(path: Path | None) -> None:
-    """Send the migrator's log to a file, too."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot write the log {path}: {error.strerror}", hint="name a place that can be written to"
-        ) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("pgchroma")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
 
 
 def reading_process(

@@ -9,6 +9,7 @@ import click
 
 from pgchroma import output
 from pgchroma.cli import tables_text as texts
+from pgchroma.cli.logfile import log_file, log_result, logger
 from pgchroma.cli.options import (
     database_options,
     format_option,
@@ -25,6 +26,9 @@ from pgchroma.migrate.tables import ddl, mapping, runner, status
 from pgchroma.migrate.tables.inspect_rows import inspect, require_complete, require_fitting
 from pgchroma.migrate.tables.source import Database, open_database
 from pgchroma.migrate.tables.suggest import Suggestion, suggest
+
+# So many of the values that decided about a type are named in a mapping file; the plan names all.
+_IN_MAPPING = 5
 
 _source = click.argument("source", type=click.Path(path_type=Path))
 _mapping = click.option(
@@ -73,6 +77,7 @@ def _planned(database: Database, found: Suggestion) -> dict[str, Any]:
             for table in found.mapping.tables
         ],
         "notes": list(found.notes),
+        "deviations": [deviation.as_json() for deviation in found.deviations],
         "misfits": [finding.as_json() for finding in findings],
         "statements": list(ddl.script(found.mapping)),
         "runnable": all(finding.policy != "fail" for finding in findings),
@@ -100,6 +105,7 @@ def tables() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the mapping to this file, to be reviewed and edited.",
 )
+@log_file
 @format_option
 def plan(
     source: Path,
@@ -124,10 +130,15 @@ def plan(
             with runner.connect(database_url, database_password_file) as connection:
                 runner.require_targets(connection, found.mapping)
     output.emit(data, fmt, texts.plan(data))
+    log_result(data)
 
 
 def _write_mapping(path: Path, source: Path, found: Suggestion) -> None:
     notes = "".join(f"# note: {note}\n" for note in found.notes)
+    for deviation in found.deviations:
+        notes += f"# note: {deviation.note}\n"
+        for value in deviation.values[:_IN_MAPPING]:
+            notes += f"#   row {'/'.join(map(str, value.key))}: {value.storage} {value.value}\n"
     try:
         # Exclusive: a mapping that someone edited must not be lost.
         with path.open("x", encoding="utf-8") as file:
@@ -153,6 +164,7 @@ def _write_mapping(path: Path, source: Path, found: Suggestion) -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Make every check of a run, show the statements, and write nothing."
 )
+@log_file
 @format_option
 def run(
     source: Path,
@@ -179,16 +191,20 @@ def run(
                     data = {**_planned(database, found), "dry_run": True}
                     require_fitting(inspect(database, found.mapping))
                     output.emit(data, fmt, texts.plan(data))
+                    log_result(data)
                     return
-                if receipt_path:
-                    receipts.require_writable(receipt_path)
+                # Asked before the tables are made; of the default it is a folder that counts.
+                receipts.require_writable(receipt_path or runner.default_receipt(UUID(int=0)))
                 findings = inspect(database, found.mapping)
+                for told in (*found.notes, *(deviation.note for deviation in found.deviations)):
+                    logger.info("%s", told)
                 run_id = runner.start(connection, database, found.mapping, findings)
                 begun = runner.pick(connection, run_id)
                 result = runner.carry_out(connection, database, begun, shown, receipt_path, findings, second)
     except KeyboardInterrupt as error:
         raise _interrupted() from error
     output.emit(result.content, fmt, texts.result(result.content))
+    log_result(result.content)
     runner.require_equal(result.content)
 
 
@@ -208,6 +224,7 @@ def _interrupted() -> InterruptedMigrationError:
 @database_options
 @work_folder
 @receipt_out("tables")
+@log_file
 @format_option
 def resume(
     source: Path | None,
@@ -235,6 +252,7 @@ def resume(
     except KeyboardInterrupt as error:
         raise _interrupted() from error
     output.emit(result.content, fmt, texts.result(result.content))
+    log_result(result.content)
     runner.require_equal(result.content)
 
 
@@ -265,15 +283,28 @@ def show_status(
 
 
 @tables.command()
-@click.argument("receipt_path", metavar="RECEIPT", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "receipt_path",
+    metavar="RECEIPT",
+    required=False,
+    type=click.Path(path_type=Path, dir_okay=False),
+)
+@click.option(
+    "--receipt",
+    "receipt_option",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The same as RECEIPT.",
+)
 @click.option(
     "--source", type=click.Path(path_type=Path), help="Where the SQLite file is now, if it was moved."
 )
 @database_options
 @work_folder
+@log_file
 @format_option
 def verify(
-    receipt_path: Path,
+    receipt_path: Path | None,
+    receipt_option: Path | None,
     source: Path | None,
     database_url: str | None,
     database_password_file: Path | None,
@@ -281,12 +312,10 @@ def verify(
     fmt: output.Format,
 ) -> None:
     """Compare every row of both sides again, writing to neither."""
-    receipt = receipts.read(receipt_path)
-    if receipt.get("kind") != runner.KIND:
-        raise ConfigurationError(
-            f"{receipt_path} is not the receipt of a move of tables",
-            hint="for collections use `pgchroma migrate verify`",
-        )
+    named = receipt_path or receipt_option
+    if named is None:
+        raise ConfigurationError("no receipt is named", hint="name the one that `pgchroma tables run` wrote")
+    receipt = runner.read_receipt(named)
     with (
         open_database(source or Path(receipt["source"]["path"]), work_folder) as database,
         runner.connect(required_url(database_url), database_password_file) as connection,
@@ -294,4 +323,5 @@ def verify(
     ):
         found = runner.verify(connection, database, receipt, shown)
     output.emit(found, fmt, texts.comparison(found))
+    log_result(found)
     runner.require_equal(found)

@@ -33,6 +33,9 @@ def plan(data: dict[str, Any]) -> output.TextRenderer:
         )
         for note in data["notes"]:
             console.print(Text.assemble(("note: ", "yellow"), note))
+        for deviation in data["deviations"]:
+            console.print(Text.assemble(("note: ", "yellow"), deviation["note"]))
+            _values(console, deviation)
         _misfits(console, data["misfits"])
         if data.get("dry_run"):
             for statement in data["statements"]:
@@ -58,11 +61,15 @@ def _misfits(console: Console, findings: list[dict[str, Any]]) -> None:
                 f"{finding['table']}.{finding['column']}: {finding['count']:,} values are no {finding['type']}",
             )
         )
-        for value in finding["values"][:_SHOWN]:
-            key = "/".join(map(str, value["key"]))
-            console.print(Text(f"  row {key}: {value['storage']} {value['value']}"))
-        if finding["count"] > _SHOWN:
-            console.print(Text(f"  and {finding['count'] - _SHOWN:,} more; --format json lists up to 1,000"))
+        _values(console, finding)
+
+
+def _values(console: Console, finding: dict[str, Any]) -> None:
+    for value in finding["values"][:_SHOWN]:
+        key = "/".join(map(str, value["key"]))
+        console.print(Text(f"  row {key}: {value['storage']} {value['value']}"))
+    if finding["count"] > _SHOWN:
+        console.print(Text(f"  and {finding['count'] - _SHOWN:,} more; --format json lists up to 1,000"))
 
 
 def _tables(found: list[dict[str, Any]]) -> Table:

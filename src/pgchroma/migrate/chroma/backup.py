@@ -24,7 +24,8 @@ from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError
 from pgchroma.migrate import aside
 from pgchroma.migrate.archive import Manifest, differences, manifest_of, opened, pack, sha256_of
 from pgchroma.migrate.chroma.folder import open_folder
-from pgchroma.migrate.chroma.snapshot import DATABASE, connect, copy_database, require_folder, require_sound
+from pgchroma.migrate.chroma.snapshot import DATABASE, connect, require_folder, require_sound
+from pgchroma.migrate.sqlite_files import copy_database
 
 FORMAT: Final = "pgchroma-chroma-backup/1"
 # In capitals, so that it stands before the folder in the archive.
@@ -71,7 +72,7 @@ def _copy_at_rest(folder: Path, copy: Path) -> None:
             pause.wait(_PAUSE_SECONDS)
         copy.mkdir(exist_ok=True)
         before = _index_stamps(folder)
-        if not copy_database(folder, copy / DATABASE):
+        if not copy_database(folder / DATABASE, copy / DATABASE):
             continue
         try:
             for name in before:

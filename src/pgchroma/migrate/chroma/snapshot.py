@@ -5,36 +5,32 @@ is copied while SQLite holds a shared lock, which is let go of as soon as the co
 """
 
 import contextlib
-import fcntl
 import shutil
 import sqlite3
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from pgchroma.errors import SourceChangedError, SourceError
 from pgchroma.migrate.chroma import hnsw
+from pgchroma.migrate.sqlite_files import (
+    Stamp,
+    copy_files,
+    copy_locked,
+    files_of,
+    is_plain,
+    private_folder,
+    stamp,
+)
 
 DATABASE = "chroma.sqlite3"
-_SIDE_FILES = ("-wal", "-journal")
 
 _PREFIX = "pgchroma-snapshot-"
-_LOCK = "in-use"
-# A copy this young may belong to a process that has not locked it yet.
-_YOUNG_SECONDS = 60.0
 
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.5
-_BUSY_SECONDS = 30.0
-# SQLite's file header: bytes 18 and 19 are 2 in write-ahead-log mode.
-_WAL_MODE = b"\x02\x02"
 
 _VECTOR_SEGMENTS = "SELECT id FROM segments WHERE scope = 'VECTOR' ORDER BY id"
-
-# size and modification time in ns of every file that was looked at; None for one that does not exist
-Stamp = dict[str, tuple[int, int] | None]
 
 
 def require_folder(folder: Path) -> None:
@@ -69,77 +65,8 @@ def require_folder(folder: Path) -> None:
         )
 
 
-def _stamp(paths: list[Path]) -> Stamp:
-    stamp: Stamp = {}
-    for path in paths:
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            stamp[str(path)] = None
-        else:
-            stamp[str(path)] = (status.st_size, status.st_mtime_ns)
-    return stamp
-
-
-def _database_files(folder: Path) -> list[Path]:
-    return [folder / DATABASE, *(folder / (DATABASE + suffix) for suffix in _SIDE_FILES)]
-
-
 def _index_files(folder: Path, segments: list[str]) -> list[Path]:
     return [folder / segment / name for segment in segments for name in hnsw.FILES]
-
-
-def _is_plain(folder: Path) -> bool:
-    """Whether SQLite can open the database read-only where it is: no write-ahead log, no journal left by a crash."""
-    with (folder / DATABASE).open("rb") as file:
-        file.seek(18)
-        if file.read(2) == _WAL_MODE:
-            return False
-    return not any((folder / (DATABASE + suffix)).exists() for suffix in _SIDE_FILES)
-
-
-def _backup(folder: Path, copy: Path) -> bool:
-    """Copy the database under a shared lock; False where SQLite would have to write to the folder for it, or cannot read it."""
-    database = (folder / DATABASE).resolve()
-    # A percent sign, question mark or hash in the path would be read as part of the URI.
-    uri = f"{database.as_uri()}?mode=ro"
-    try:
-        with contextlib.closing(
-            sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
-        ) as source:
-            source.execute("BEGIN")
-            # The lock is taken by the first read. No writer gets past it, so the file is as it is between two transactions.
-            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            # Closing the file lets go of the process's lock on it: nothing is read through SQLite after this.
-            shutil.copyfile(database, copy)
-    except sqlite3.DatabaseError:
-        copy.unlink(missing_ok=True)
-        return False
-    return True
-
-
-def _copy_database(folder: Path, copy: Path) -> bool:
-    """Copy the database with its journals as files; False when they changed meanwhile, so that the copy may be torn."""
-    files = _database_files(folder)
-    before = _stamp(files)
-    for path in files:
-        target = copy.with_name(copy.name + path.name.removeprefix(DATABASE))
-        target.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(path, target)
-    return _stamp(files) == before
-
-
-def copy_database(folder: Path, copy: Path) -> bool:
-    """Copy the database of a folder in use; False when it could not be caught between two writes.
-
-    A journal beside it may be a living writer's, which SQLite's backup call waits for, or a dead one's, which needs a rollback
-    that must not happen in the source: then, and in write-ahead-log mode, all its files are copied as they are.
-    """
-    with (folder / DATABASE).open("rb") as file:
-        file.seek(18)
-        uses_wal = file.read(2) == _WAL_MODE
-    return (not uses_wal and _backup(folder, copy)) or _copy_database(folder, copy)
 
 
 def _copy_indexes(folder: Path, copy: Path, segments: list[str]) -> None:
@@ -200,11 +127,11 @@ class Snapshot:
         connection: the copied database; the copy is ours, so indexes may be added to it.
     """
 
-    def __init__(self, folder: Path, path: Path, connection: sqlite3.Connection, stamp: Stamp) -> None:
+    def __init__(self, folder: Path, path: Path, connection: sqlite3.Connection, taken: Stamp) -> None:
         self.folder = folder
         self.path = path
         self.connection = connection
-        self._stamp = stamp
+        self._stamp = taken
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[sqlite3.Connection]:
@@ -214,7 +141,7 @@ class Snapshot:
 
     def files_unchanged(self) -> bool:
         """Whether no file of the source has another size or time than when the copy was taken."""
-        return _stamp([Path(name) for name in self._stamp]) == self._stamp
+        return stamp([Path(name) for name in self._stamp]) == self._stamp
 
 
 @contextlib.contextmanager
@@ -231,14 +158,9 @@ def take(folder: Path, work_folder: Path | None = None) -> Iterator[Snapshot]:
     """
     require_folder(folder)
     try:
-        _sweep(Path(work_folder or tempfile.gettempdir()))
-        with (
-            tempfile.TemporaryDirectory(prefix=_PREFIX, dir=work_folder) as name,
-            (Path(name) / _LOCK).open("wb") as lock,
-        ):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _require_room(folder, Path(name))
-            snapshot = _take(folder, Path(name))
+        with private_folder(_PREFIX, work_folder) as copy:
+            _require_room(folder, copy)
+            snapshot = _take(folder, copy)
             try:
                 yield snapshot
             finally:
@@ -249,21 +171,10 @@ def take(folder: Path, work_folder: Path | None = None) -> Iterator[Snapshot]:
         ) from error
 
 
-def _sweep(work_folder: Path) -> None:
-    """Remove the copies that killed processes left; a living process holds a lock on its own."""
-    for left in work_folder.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime < _YOUNG_SECONDS:
-                continue
-            with (left / _LOCK).open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
-
-
 def _require_room(folder: Path, work_folder: Path) -> None:
     needed = sum(
         path.stat().st_size
-        for path in [*folder.glob("*/*"), *_database_files(folder)]
+        for path in [*folder.glob("*/*"), *files_of(folder / DATABASE)]
         if path.is_file() and path.name != "link_lists.bin"
     )
     free = shutil.disk_usage(work_folder).free
@@ -287,13 +198,14 @@ def _segments(connection: sqlite3.Connection, folder: Path) -> list[str]:
 
 def _take(folder: Path, copy: Path) -> Snapshot:
     pause = threading.Event()
+    database, target = folder / DATABASE, copy / DATABASE
     for attempt in range(_ATTEMPTS):
         if attempt:
             pause.wait(_PAUSE_SECONDS * attempt)
-        database_before = _stamp(_database_files(folder))
-        if not (_is_plain(folder) and _backup(folder, copy / DATABASE)) and not _copy_database(
-            folder, copy / DATABASE
-        ):
+        taken = (copy_locked(database, target) if is_plain(database) else None) or copy_files(
+            database, target
+        )
+        if taken is None:
             continue
         connection = connect(copy)
         try:
@@ -303,13 +215,13 @@ def _take(folder: Path, copy: Path) -> Snapshot:
             raise
         index_files = _index_files(folder, segments)
         # The copy of the database is older than these; what the log holds beyond them is applied again, which is harmless.
-        before = _stamp(index_files)
+        before = stamp(index_files)
         _copy_indexes(folder, copy, segments)
         # The log must not have been purged into index files that were copied earlier, so both must have stood still.
-        if _stamp(index_files) == before and _stamp(_database_files(folder)) == database_before:
-            return Snapshot(folder, copy, connection, {**database_before, **before})
+        if stamp(index_files) == before and stamp(files_of(database)) == taken:
+            return Snapshot(folder, copy, connection, {**taken, **before})
         connection.close()
-        (copy / DATABASE).unlink()
+        target.unlink()
     raise SourceChangedError(
         f"an application keeps writing to {folder}: {_ATTEMPTS} attempts to copy it at rest failed",
         hint="stop the application that uses the folder, then run again",

@@ -7,8 +7,8 @@ import psycopg
 from psycopg import sql
 
 from pgchroma.errors import InterruptedMigrationError, RefusedError, VerificationError
+from pgchroma.migrate.tables.catalog import Table
 from pgchroma.migrate.tables.mapping import ColumnPlan, KeyPlan, Mapping, TablePlan
-from pgchroma.migrate.tables.source import Table
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -59,7 +59,11 @@ def constraints(mapping: Mapping, table: TablePlan) -> Iterator[tuple[str, sql.C
                 sql.SQL("UNIQUE INDEX" if index.unique else "INDEX"),
                 sql.Identifier(index.name),
                 name,
-                _names(table, index.columns),
+                sql.SQL(", ").join(
+                    sql.Identifier(table.target_of(column))
+                    + sql.SQL(" DESC" if column in index.descending else "")
+                    for column in index.columns
+                ),
             ),
         )
 
@@ -175,7 +179,23 @@ def add_constraints(connection: Connection, mapping: Mapping, table: TablePlan) 
 
 
 def add_foreign_keys(connection: Connection, mapping: Mapping, table: TablePlan) -> dict[str, int]:
-    """Create and validate the foreign keys that are not there yet; return the rows without a parent, by key."""
+    """Create and validate the foreign keys that are not there yet; return the rows without a parent, by key.
+
+    Raises:
+        VerificationError: rows have no parent, or PostgreSQL does not take a key, for instance because a table that was there before
+            has no unique index for it.
+    """
+    try:
+        return _add_foreign_keys(connection, mapping, table)
+    except (psycopg.errors.IntegrityError, psycopg.errors.ProgrammingError) as error:
+        raise VerificationError(
+            f"{mapping.schema}.{table.target}: cannot create a foreign key: {' '.join(str(error).split())}",
+            hint="change the target table so that the key can be, and `pgchroma tables resume` goes on from here; or drop what was "
+            "moved and begin anew without the key in the mapping",
+        ) from error
+
+
+def _add_foreign_keys(connection: Connection, mapping: Mapping, table: TablePlan) -> dict[str, int]:
     present, _ = _present(connection, mapping, table)
     orphans: dict[str, int] = {}
     for position, key in enumerate(table.foreign_keys, 1):
@@ -235,10 +255,12 @@ def set_identity(connection: Connection, mapping: Mapping, table: TablePlan, sou
             # A table that was there before may number its rows in its own way.
             continue
         connection.execute(
+            # All of it composed: beside parameters, a percent sign in a name would be taken for another one.
             sql.SQL(
-                "SELECT setval(%s::regclass, greatest(%s, (SELECT coalesce(max({}), 0) + 1 FROM {})), false)"
-            ).format(sql.Identifier(column.target), table_name(mapping, table)),
-            [sequence[0], source.next_identity],
+                "SELECT setval({}::regclass, greatest({}, (SELECT coalesce(max({}), 0) + 1 FROM {})), false)"
+            ).format(
+                sequence[0], source.next_identity, sql.Identifier(column.target), table_name(mapping, table)
+            )
         )
 
 

@@ -67,7 +67,7 @@ def misfit(kind: Kind, column: str, *, garbled: bool, usual_times: bool = False)
     """
     storage = f"typeof({column})"
     broken = f"({storage} = 'text' AND pgc_bad_utf8(CAST({column} AS BLOB)))" if garbled else "0"
-    if kind.name in INTEGER_BITS:
+    if kind.name in INTEGER_BITS and kind.conversion == "none":
         limit = 1 << INTEGER_BITS[kind.name] - 1
         check = f"{storage} <> 'integer'"
         if kind.name != "bigint":

@@ -7,8 +7,10 @@ from typing import Any, Final
 
 from pgchroma.errors import ConfigurationError, RefusedError
 from pgchroma.migrate.tables import formatting
+from pgchroma.migrate.tables.catalog import Table, quoted
+from pgchroma.migrate.tables.kinds import may_refer
 from pgchroma.migrate.tables.mapping import ColumnPlan, Mapping, TablePlan
-from pgchroma.migrate.tables.source import Database, Table, quoted
+from pgchroma.migrate.tables.source import Database
 
 # So many values are listed one by one for each column; the count is always exact.
 LISTED: Final = 1_000
@@ -117,10 +119,15 @@ def _require_references(plan: TablePlan, mapping: Mapping) -> None:
                 f"tables.{plan.source}: a foreign key refers to {key.references}, which is not moved",
                 hint="take the foreign key out as well, or move that table",
             )
-        for name in key.columns:
-            plan.target_of(name)
-        for name in key.to:
-            parent.target_of(name)
+        for name, to in zip(key.columns, key.to, strict=True):
+            child, other = plan.column(name), parent.column(to)
+            if not may_refer(child.kind, other.kind):
+                raise ConfigurationError(
+                    f"tables.{plan.source}: a foreign key refers from {name}, which is {child.kind.sql}, to {parent.source}.{to}, "
+                    f"which is {other.kind.sql}; PostgreSQL does not compare them",
+                    hint="give both the same type (type: bigint with convert: integer reads numbers that are kept as text), or take "
+                    "the foreign key out",
+                )
 
 
 def inspect(database: Database, mapping: Mapping) -> tuple[Finding, ...]:
@@ -146,19 +153,19 @@ def _findings(database: Database, mapping: Mapping) -> Iterator[Finding]:
         row = database.connection.execute(f"SELECT {counts} FROM {quoted(plan.source)}").fetchone()  # noqa: S608 - quoted identifiers
         for column, count in zip(plan.moved, row, strict=True):
             if count:
-                values = tuple(_values(database.connection, table, plan, column))
+                condition = unfit(table, plan, column)
+                values = tuple(listed(database.connection, table, column.source, condition))
                 yield Finding(plan.source, column.source, column.kind.sql, column.on_misfit, count, values)
             else:
                 database.fitting.add((plan.source, column.source, column.kind))
 
 
-def _values(
-    connection: sqlite3.Connection, table: Table, plan: TablePlan, column: ColumnPlan
-) -> Iterator[Misfit]:
-    keys, name = key_columns(table), quoted(column.source)
+def listed(connection: sqlite3.Connection, table: Table, column: str, condition: str) -> Iterator[Misfit]:
+    """Yield the first values of a column for which a condition holds."""
+    keys, name = key_columns(table), quoted(column)
     statement = (
         f"SELECT {', '.join(keys)}, typeof({name}), CAST({name} AS BLOB) FROM {quoted(table.name)} "  # noqa: S608 - quoted identifiers
-        f"WHERE {unfit(table, plan, column)} ORDER BY {', '.join(keys)} LIMIT {LISTED}"
+        f"WHERE {condition} ORDER BY {', '.join(keys)} LIMIT {LISTED}"
     )
     for *key, storage, value in connection.execute(statement):
         if value is None:

@@ -17,11 +17,16 @@ from uuid import UUID
 
 from pgchroma.errors import ConfigurationError
 
-CONVERSIONS: Final = ("none", "iso", "epoch_seconds", "epoch_milliseconds", "scalar", "text")
+CONVERSIONS: Final = ("none", "iso", "epoch_seconds", "epoch_milliseconds", "scalar", "text", "integer")
 _TEMPORAL: Final = ("date", "time", "timestamp", "timestamptz")
 # Above this, not every whole number has a float of its own.
 EXACT_FLOAT: Final = 2**53
 INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
+# Types of one family can be compared, so that a foreign key may join them.
+_FAMILIES: Final = (frozenset(INTEGER_BITS), {"text", "varchar"}, {"date", "timestamp", "timestamptz"})
+_WIDER_THAN_INTEGERS: Final = ("numeric", "double precision")
+# A whole number spelled in the one way in which it is written back.
+_WHOLE: Final = re.compile(r"0|-?[1-9][0-9]*")
 # Decimal rounds to 28 digits otherwise, and would hide what differs beyond.
 _EXACT: Final = Context(prec=200_000)
 # A whole number of fewer digits is kept as one, whatever its spelling was.
@@ -96,13 +101,21 @@ def parse(text: str, conversion: str = "none") -> Kind:
         "epoch_milliseconds": kind.name in _TEMPORAL,
         "scalar": kind.name == "jsonb",
         "text": kind.name in ("text", "varchar"),
+        "integer": kind.name in INTEGER_BITS,
     }
     if not fits.get(conversion, True):
         raise ConfigurationError(
             f"the conversion {conversion!r} makes no {kind.sql}",
-            hint="iso and epoch_* are for dates and times, scalar is for jsonb, text for text and varchar",
+            hint="iso and epoch_* are for dates and times, scalar is for jsonb, text for text and varchar, integer for whole numbers",
         )
     return kind
+
+
+def may_refer(child: Kind, parent: Kind) -> bool:
+    """Return whether PostgreSQL takes a foreign key from a column of one kind to a column of the other."""
+    if child.name == parent.name or any({child.name, parent.name} <= family for family in _FAMILIES):
+        return True
+    return child.name in INTEGER_BITS and parent.name in _WIDER_THAN_INTEGERS
 
 
 # -- the snapshot's values as Python values -----------------------------------------------------------------------------------
@@ -156,6 +169,8 @@ def _refuse_unstorable(value: object) -> None:
 
 def _integer(kind: Kind, value: object) -> int:
     bits = INTEGER_BITS[kind.name]
+    if isinstance(value, str) and kind.conversion == "integer" and _WHOLE.fullmatch(value):
+        value = int(value) if len(value) <= bits else value
     if isinstance(value, int) and -(1 << bits - 1) <= value < 1 << bits - 1:
         return value
     raise MisfitError(f"no {kind.name}")

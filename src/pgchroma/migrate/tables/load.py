@@ -17,10 +17,11 @@ from psycopg import sql
 from pgchroma.errors import SourceError
 from pgchroma.migrate.second import Item, SecondProcess
 from pgchroma.migrate.tables import formatting, status
+from pgchroma.migrate.tables.catalog import Table, fetched, quoted
 from pgchroma.migrate.tables.ddl import table_name
 from pgchroma.migrate.tables.inspect_rows import Finding, key_columns, prepare, unfit
 from pgchroma.migrate.tables.mapping import ColumnPlan, Mapping, TablePlan
-from pgchroma.migrate.tables.source import Database, Table, quoted, reopened
+from pgchroma.migrate.tables.source import Database, reopened
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -39,18 +40,39 @@ class Batch:
     position: str
 
 
-def encode_key(key: tuple[Any, ...]) -> str:
-    """Return a row's key as JSON; text and blobs as hexadecimal bytes, apart from each other."""
+def _keys(table: Table) -> list[str]:
+    """Return what to select for `encode_key`; a rowid is a number, any other key may be of any storage class."""
+    names = key_columns(table)
+    return names if table.rowid else [part for name in names for part in (name, f"typeof({name})")]
 
-    def part(value: object) -> object:
-        return {"text": value.hex()} if isinstance(value, bytes) else value
 
-    return json.dumps([part(value) for value in key])
+def encode_key(table: Table, cells: tuple[Any, ...]) -> str:
+    """Return a row's key, given the cells of `_keys`, as JSON; text and blobs as hexadecimal bytes, apart from each other."""
+
+    def part(value: object, storage: bytes) -> object:
+        if isinstance(value, bytes):
+            return {storage.decode(): value.hex()}
+        return {"real": repr(value)} if isinstance(value, float) else value
+
+    return json.dumps(
+        list(cells) if table.rowid else [part(*pair) for pair in zip(cells[::2], cells[1::2], strict=True)]
+    )
 
 
 def decode_key(key: list[Any]) -> tuple[Any, ...]:
-    """Return what `encode_key` was given, text decoded."""
-    return tuple(bytes.fromhex(part["text"]).decode() if isinstance(part, dict) else part for part in key)
+    """Return the key that `encode_key` was given, text decoded."""
+
+    def value(part: object) -> object:
+        match part:
+            case {"text": data}:
+                return bytes.fromhex(data).decode()
+            case {"blob": data}:
+                return bytes.fromhex(data)
+            case {"real": number}:
+                return float(number)
+        return part
+
+    return tuple(map(value, key))
 
 
 def held_back(table: Table, plan: TablePlan, findings: tuple[Finding, ...]) -> str:
@@ -109,7 +131,7 @@ def _statement(table: Table, plan: TablePlan, findings: tuple[Finding, ...], res
     if held := held_back(table, plan, findings):
         conditions.append(f"NOT coalesce(({held}), 0)")
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {', '.join(keys)}, {', '.join(parts)} FROM {quoted(table.name)}{where} ORDER BY {', '.join(keys)}"  # noqa: S608 - quoted identifiers
+    return f"SELECT {', '.join(_keys(table))}, {', '.join(parts)} FROM {quoted(table.name)}{where} ORDER BY {', '.join(keys)}"  # noqa: S608 - quoted identifiers
 
 
 def batches(
@@ -120,7 +142,7 @@ def batches(
     position: list[Any] | None,
 ) -> Iterator[Batch]:
     """Yield the rows behind `position` in the order of their key."""
-    width, kinds = len(key_columns(table)), [column.kind for column in plan.moved]
+    width, kinds = len(_keys(table)), [column.kind for column in plan.moved]
     cursor = connection.cursor()
     cursor.execute(
         _statement(table, plan, findings, position is not None),
@@ -129,15 +151,15 @@ def batches(
     chunks: list[bytes] = []
     rows = size = 0
     last: tuple[Any, ...] = ()
-    while fetched := cursor.fetchmany(_FETCH_ROWS):
-        columns = list(zip(*fetched, strict=True))[width:]
+    for group in fetched(cursor, table.largest, _FETCH_ROWS):
+        columns = list(zip(*group, strict=True))[width:]
         chunks.append(formatting.lines(kinds, columns))
-        rows, size, last = rows + len(fetched), size + len(chunks[-1]), fetched[-1][:width]
+        rows, size, last = rows + len(group), size + len(chunks[-1]), group[-1][:width]
         if rows >= BATCH_ROWS or size >= BATCH_BYTES:
-            yield Batch(chunks, rows, encode_key(last))
+            yield Batch(chunks, rows, encode_key(table, last))
             chunks, rows, size = [], 0, 0
     if rows:
-        yield Batch(chunks, rows, encode_key(last))
+        yield Batch(chunks, rows, encode_key(table, last))
 
 
 def _in_background(produce: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
@@ -328,7 +350,7 @@ def _quarantine(
         for finding in findings
         if finding.table == plan.source and finding.policy == "quarantine"
     ]
-    keys = key_columns(table)
+    keys = _keys(table)
     columns = [column.name for column in table.columns]
     values = ", ".join(f"typeof({quoted(name)}), {quoted(name)}" for name in columns)
     count = 0
@@ -338,6 +360,8 @@ def _quarantine(
             name: [cells[2 * n].decode(), _as_json(cells[2 * n + 1])] for n, name in enumerate(columns)
         }
         reason = f"a value of {', '.join(names)} does not fit"
-        status.quarantine(connection, run_id, plan.source, encode_key(key), reason, json.dumps(content))
+        status.quarantine(
+            connection, run_id, plan.source, encode_key(table, key), reason, json.dumps(content)
+        )
         count += 1
     return count

@@ -161,17 +161,26 @@ class IndexPlan:
     name: str
     columns: tuple[str, ...]
     unique: bool = False
+    descending: tuple[str, ...] = ()
 
     def as_data(self) -> dict[str, Any]:
         """Return what stands in the file."""
-        return {"name": self.name, "columns": list(self.columns)} | ({"unique": True} if self.unique else {})
+        data: dict[str, Any] = {"name": self.name, "columns": list(self.columns)}
+        if self.unique:
+            data["unique"] = True
+        return data | ({"descending": list(self.descending)} if self.descending else {})
 
     @classmethod
     def from_data(cls, where: str, data: object) -> Self:
         """Check and return what stands in the file."""
-        given = _fields(where, data, {"name": str, "columns": list, "unique": bool})
-        name = _require_name(where, given.get("name", ""))
-        return cls(name, _names(f"{where}.columns", given.get("columns", [])), given.get("unique", False))
+        given = _fields(where, data, {"name": str, "columns": list, "unique": bool, "descending": list})
+        columns = _names(f"{where}.columns", given.get("columns", []))
+        descending = _names(f"{where}.descending", given.get("descending", []))
+        for name in descending:
+            _choice(f"{where}.descending", name, columns)
+        return cls(
+            _require_name(where, given.get("name", "")), columns, given.get("unique", False), descending
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +204,13 @@ class TablePlan:
 
     def target_of(self, column: str) -> str:
         """Return what a source column is called in PostgreSQL; ConfigurationError when it is not moved."""
+        return self.column(column).target
+
+    def column(self, column: str) -> ColumnPlan:
+        """Return the plan of a source column that a key or an index uses; ConfigurationError when it is not moved."""
         for candidate in self.moved:
             if candidate.source == column:
-                return candidate.target
+                return candidate
         raise ConfigurationError(
             f"tables.{self.source}: a key or an index uses the column {column!r}, which is not moved",
             hint="take it out of the key or index as well, or move the column",

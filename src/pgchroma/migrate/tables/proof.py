@@ -18,11 +18,11 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 
 from pgchroma.migrate.tables import formatting, kinds
+from pgchroma.migrate.tables.catalog import FETCH_BYTES, Table, fetched, quoted
 from pgchroma.migrate.tables.ddl import table_name
 from pgchroma.migrate.tables.inspect_rows import Finding
 from pgchroma.migrate.tables.load import held_back, value_or_null
 from pgchroma.migrate.tables.mapping import Mapping, TablePlan
-from pgchroma.migrate.tables.source import Table, quoted
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Row = Sequence[Any]
@@ -31,6 +31,9 @@ _BUCKETS: Final = 4096
 _MODULUS: Final = 1 << 128
 _FETCH: Final = 5_000
 _LOOKUP: Final = 1_000
+_UNBOUNDED: Final = ("text", "varchar", "bytea", "json", "jsonb")
+# So many rows at most are looked at by name where buckets differ.
+_NAMED: Final = 100_000
 # So many differing rows are named.
 LISTED: Final = 100
 
@@ -124,7 +127,7 @@ def source_rows(
     where = f" WHERE NOT coalesce(({held}), 0)" if held else ""
     converters = [_converter(column.kind, column.on_nul) for column in plan.moved]
     cursor = connection.execute(f"SELECT {columns} FROM {quoted(table.name)}{where}")  # noqa: S608 - quoted identifiers
-    while rows := cursor.fetchmany(_FETCH):
+    for rows in fetched(cursor, table.largest, _FETCH):
         for row in rows:
             yield [
                 None if value is None else convert(value)
@@ -151,11 +154,33 @@ def _select(mapping: Mapping, plan: TablePlan) -> sql.Composed:
     return sql.SQL("SELECT {} FROM {} target").format(columns, table_name(mapping, plan))
 
 
-def _target_rows(connection: Connection, mapping: Mapping, plan: TablePlan) -> Iterator[Row]:
+def _largest(connection: Connection, mapping: Mapping, plan: TablePlan) -> int:
+    """Return at least the bytes of the target's largest row: applications may have written larger ones than there were."""
+    # Text and bytea know their length uncompressed without being read.
+    lengths = [
+        sql.SQL("coalesce(octet_length({}{}), 0)").format(
+            sql.Identifier(column.target), sql.SQL("::text" if column.kind.name in ("json", "jsonb") else "")
+        )
+        for column in plan.moved
+        if column.kind.name in _UNBOUNDED
+    ]
+    if not lengths:
+        return 0
+    row = connection.execute(
+        sql.SQL("SELECT max({}) FROM {}").format(sql.SQL(" + ").join(lengths), table_name(mapping, plan))
+    ).fetchone()
+    return int(row[0] or 0) if row else 0
+
+
+def _target_rows(connection: Connection, mapping: Mapping, plan: TablePlan, largest: int) -> Iterator[Row]:
     with connection.transaction(), connection.cursor("pgchroma_proof", binary=True) as cursor:
-        cursor.itersize = _FETCH
+        cursor.itersize = _at_once(largest, _FETCH)
         cursor.execute(_select(mapping, plan))
         yield from cursor
+
+
+def _at_once(largest: int, rows: int) -> int:
+    return max(1, min(rows, FETCH_BYTES // max(largest, 1)))
 
 
 def _lookup(
@@ -163,7 +188,7 @@ def _lookup(
 ) -> Iterator[Row]:
     """Yield the target's rows that have the keys of these source rows."""
     columns = [plan.moved[n] for n in key]
-    arrays = sql.SQL(", ").join(sql.SQL("%s::{}[]").format(sql.SQL(column.kind.sql)) for column in columns)
+    arrays = sql.SQL(", ").join(sql.SQL(f"${n}::{column.kind.sql}[]") for n, column in enumerate(columns, 1))
     names = [sql.Identifier(f"k{n}") for n in range(len(columns))]
     statement = _select(mapping, plan) + sql.SQL(" JOIN unnest({}) AS wanted({}) ON {}").format(
         arrays,
@@ -173,8 +198,9 @@ def _lookup(
             for column, name in zip(columns, names, strict=True)
         ),
     )
-    with connection.cursor(binary=True) as cursor:
-        yield from cursor.execute(statement, [[row[n] for row in rows] for n in key])
+    # A cursor to which a percent sign in a name means nothing.
+    with psycopg.RawCursor(connection) as cursor:
+        yield from cursor.execute(statement, [[row[n] for row in rows] for n in key], binary=True)
 
 
 def connect_settings(connection: Connection) -> None:
@@ -211,14 +237,18 @@ def prove(
         if count % _FETCH == 0:
             advance(_FETCH)
     advance(mine.rows % _FETCH)
-    for values in _target_rows(connection, mapping, plan):
+    largest = _largest(connection, mapping, plan)
+    for values in _target_rows(connection, mapping, plan, largest):
         theirs.add(*hasher.row(values))
-    buckets = {n for n in range(_BUCKETS) if mine.sums[n] != theirs.sums[n]}
+    different_buckets = [n for n in range(_BUCKETS) if mine.sums[n] != theirs.sums[n]]
+    # Where all of a large table differs, some of it is enough to be named.
+    enough = max(1, _NAMED * _BUCKETS // max(mine.rows, theirs.rows, 1))
+    buckets = set(different_buckets[:enough])
     missing, different, extra = _name(
         hasher,
         buckets,
         lambda: source_rows(source, table, plan, findings),
-        lambda: _target_rows(connection, mapping, plan),
+        lambda: _target_rows(connection, mapping, plan, largest),
     )
     return TableProof(
         table.name, f"{mapping.schema}.{plan.target}", mine.rows, theirs.rows, table.rows - mine.rows,
@@ -290,9 +320,10 @@ def _prove_merged(
         advance(len(group))
         group.clear()
 
+    at_once = _at_once(max(table.largest, _largest(connection, mapping, plan)), _LOOKUP)
     for row in source_rows(source, table, plan, findings):
         group.append(row)
-        if len(group) == _LOOKUP:
+        if len(group) == at_once:
             compare()
     if group:
         compare()

@@ -1,5 +1,6 @@
 """Plans, runs, resumes and verifies the move of an application's tables."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,13 @@ import psycopg
 from psycopg import sql
 
 import pgchroma
-from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError, VerificationError
+from pgchroma.errors import (
+    ConfigurationError,
+    InterruptedMigrationError,
+    RefusedError,
+    SourceChangedError,
+    VerificationError,
+)
 from pgchroma.migrate import receipt as receipts
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.second import SecondProcess
@@ -25,6 +32,7 @@ from pgchroma.store.connection import StoreSettings, conninfo, unreachable
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 KIND = "tables"
+logger = logging.getLogger("pgchroma.migrate")
 
 
 @contextmanager
@@ -89,6 +97,7 @@ def start(connection: Connection, database: Database, plan: Mapping, findings: t
             if not existed[table.source]:
                 connection.execute(ddl.create_table(plan, table))
         status.begin(connection, run_id, database, plan, existed, pgchroma.__version__)
+    logger.info("run %s of %s begins", run_id, database.path)
     return run_id
 
 
@@ -126,8 +135,14 @@ def carry_out(
     Args:
         findings: what `inspect` found, where that has been asked already.
         second: a process that reads while this one sends.
+
+    Raises:
+        SourceChangedError: the source changed meanwhile; the receipt holds what was proven of the copy, and is not green.
+        VerificationError: a key cannot be made of the rows.
     """
     started = time.monotonic()
+    path = receipt_path or default_receipt(run.run_id)
+    receipts.require_writable(path)
     status.lock(connection, run.run_id)
     plan = mapping.from_data(run.mapping)
     findings = inspect(database, plan) if findings is None else findings
@@ -139,16 +154,17 @@ def carry_out(
             continue
         step = display.step(f"copying {table.source}", state.source_rows, state.rows_read)
         load(connection, database, have[table.source], plan, table, findings, state, step.advance, second)
+        logger.info("%s: copied", table.source)
     orphans = finish(connection, database, plan)
     proofs = prove(connection, database, plan, findings, states, run.run_id, display)
-    database.require_unchanged()
+    changed = _change(database)
     equal = all(item.equal for item in proofs)
-    status.complete(connection, run.run_id, "equal" if equal else "different")
+    outcome = "equal" if equal else "different"
     rows = sum(item.source_rows for item in proofs)
     content = {
         "kind": KIND,
         "run_id": str(run.run_id),
-        "result": "equal" if equal else "different",
+        "result": "source-changed" if changed else outcome,
         "finished": receipts.now(),
         "seconds": round(time.monotonic() - started, 3),
         "source": {"path": run.source, "fingerprint": run.source_fingerprint, "bytes": database.bytes},
@@ -160,9 +176,58 @@ def carry_out(
         "mapping": plan.as_data(),
         "pgchroma_version": pgchroma.__version__,
     }
-    path = receipt_path or Path("receipts") / f"tables-{run.run_id}.json"
-    receipts.write(path, content)
+    try:
+        receipts.write(path, content)
+    except OSError as error:
+        raise InterruptedMigrationError(
+            f"cannot write the receipt {path}: {error.strerror}",
+            hint="the rows stand; make room, then `pgchroma tables resume` proves them once more and writes it",
+        ) from error
+    if changed:
+        raise changed
+    # Only now: a run without a receipt can be resumed for one.
+    status.complete(connection, run.run_id, outcome)
     return Result(run.run_id, {**content, "receipt": str(path)})
+
+
+def default_receipt(run_id: UUID) -> Path:
+    """Return receipts/tables-<run>.json below the current folder."""
+    return Path("receipts") / f"tables-{run_id}.json"
+
+
+def read_receipt(path: Path) -> dict[str, Any]:
+    """Return the receipt of a move of tables; ConfigurationError when it is none, or not whole."""
+    content = receipts.read(path)
+    if content.get("kind") != KIND:
+        raise ConfigurationError(
+            f"{path} is not the receipt of a move of tables",
+            hint="for collections use `pgchroma migrate verify`",
+        )
+    try:
+        UUID(content["run_id"])
+        mapping.from_data(content["mapping"])
+        whole = {"path", "fingerprint"} <= content["source"].keys() and all(
+            {"table", "kept"} <= item.keys() for item in content["tables"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigurationError) as error:
+        raise ConfigurationError(
+            f"the receipt {path} is not whole: {type(error).__name__} {error}",
+            hint="name the file as `pgchroma tables run` wrote it",
+        ) from error
+    if not whole:
+        raise ConfigurationError(
+            f"the receipt {path} is not whole", hint="name the file as `pgchroma tables run` wrote it"
+        )
+    return content
+
+
+def _change(database: Database) -> SourceChangedError | None:
+    """Return what is to be raised, after the receipt is written, where the source has changed."""
+    try:
+        database.require_unchanged()
+    except SourceChangedError as error:
+        return error
+    return None
 
 
 def _target(connection: Connection) -> str:
@@ -212,6 +277,8 @@ def prove(
         status.set_phase(
             connection, run_id, table.source, "verified" if item.equal else "different", errors=item.errors
         )
+        log = logger.info if item.equal else logger.error
+        log("%s: %d rows, %s", table.source, item.source_rows, "equal" if item.equal else "different")
         proofs.append(item)
     return proofs
 

@@ -2,90 +2,25 @@
 
 import contextlib
 import hashlib
+import shutil
 import sqlite3
-import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from pgchroma.errors import SourceChangedError, SourceError
+from pgchroma.migrate.sqlite_files import Stamp, copy_database, files_of, private_folder, stamp
 from pgchroma.migrate.tables import formatting
+from pgchroma.migrate.tables.catalog import Table, describe
 from pgchroma.migrate.tables.kinds import Kind
 
-_BUSY_SECONDS = 30.0
-_CHUNK_BYTES = 1 << 20
-_FETCH_ROWS = 500
-
-
-def quoted(name: str) -> str:
-    """Return an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column as SQLite describes it; `declared` is the type's text, upper case, possibly empty."""
-
-    name: str
-    declared: str
-    not_null: bool
-    default: str | None
-    key_position: int
-    generated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignKey:
-    """A reference; `to` is empty where SQLite means the parent's primary key."""
-
-    columns: tuple[str, ...]
-    parent: str
-    to: tuple[str, ...]
-    on_update: str
-    on_delete: str
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """An index on plain columns; what PostgreSQL cannot take over as it is has a `reason` instead."""
-
-    name: str
-    columns: tuple[str, ...]
-    unique: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One table of the source.
-
-    Attributes:
-        key: the columns by which its rows are read in order: the primary key of a table without rowid, else empty.
-        rowid: the name by which SQLite's rowid can be asked for; None for a table without.
-        identity: the column that is SQLite's rowid (INTEGER PRIMARY KEY), if there is one.
-        garbled: whether some text in it is not UTF-8.
-        usual_times: the columns with times all of which are written as SQLite's own functions write them.
-    """
-
-    name: str
-    columns: tuple[Column, ...]
-    rowid: str | None
-    identity: str | None
-    rows: int
-    foreign_keys: tuple[ForeignKey, ...]
-    indexes: tuple[Index, ...]
-    checks: bool
-    next_identity: int | None
-    garbled: bool
-    usual_times: frozenset[str]
-
-    @property
-    def primary_key(self) -> tuple[str, ...]:
-        """The names of the primary key's columns, in its order; empty when there is none."""
-        keys = [column for column in self.columns if column.key_position]
-        return tuple(column.name for column in sorted(keys, key=lambda column: column.key_position))
+_PREFIX: Final = "pgchroma-tables-"
+_ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.5
+_CHUNK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,78 +39,112 @@ class Database:
     bytes: int
     tables: tuple[Table, ...]
     not_moved: tuple[str, ...]
-    _watch: sqlite3.Connection
-    _version: tuple[int, ...] = field(default=())
+    _stamp: Stamp
     fitting: set[tuple[str, str, Kind]] = field(default_factory=set)
 
     def require_unchanged(self) -> None:
-        """Raise SourceChangedError when another process has committed to the source since it was copied."""
-        if _version(self._watch, self.path) != self._version:
+        """Raise SourceChangedError when the source holds something else than when it was copied."""
+        if stamp(files_of(self.path.resolve())) == self._stamp:
+            return
+        # A file that was written to may hold what it did: closing a database moves its write-ahead log into it.
+        if not self.path.exists() or self._fingerprint_now() != self.fingerprint:
             raise SourceChangedError(
                 f"{self.path} was written to while it was copied; the copy in PostgreSQL holds what was there before",
                 hint="stop the application and migrate anew into an empty schema",
             )
 
-
-def _version(connection: sqlite3.Connection, path: Path) -> tuple[int, ...]:
-    """What changes whenever anyone else commits, asked without keeping a lock; and whether it still is the same file."""
-    return connection.execute("PRAGMA data_version").fetchone()[0], path.stat().st_ino
+    def _fingerprint_now(self) -> str:
+        again = self.copy.with_name("again.sqlite3")
+        with _explained(self.path):
+            _take(self.path, again)
+            try:
+                return _digest(again)
+            finally:
+                again.unlink()
 
 
 @contextlib.contextmanager
 def open_database(path: Path, work_folder: Path | None = None) -> Iterator[Database]:
-    """Copy the database by SQLite's backup call, which holds a shared lock only while it copies, and describe the copy.
+    """Copy the database, which is locked only meanwhile and never written to, and describe the copy.
+
+    Args:
+        path: the application's file; its folder may be mounted read-only.
 
     Raises:
         SourceError: the file is missing, no SQLite database, damaged, or cannot be read.
+        SourceChangedError: an application keeps writing to it.
     """
     _require_database(path)
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="pgchroma-tables-", dir=work_folder)
-            )
+            folder = stack.enter_context(private_folder(_PREFIX, work_folder))
         except OSError as error:
             raise SourceError(
                 f"cannot make a private copy of {path}: {error.strerror}",
                 hint="name a folder with room for the database by --work-folder",
             ) from error
-        try:
-            # Read-only as far as the data goes; SQLite may have to create the -shm file of a write-ahead log.
-            watch = stack.enter_context(
-                contextlib.closing(
-                    sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
-                )
-            )
-            before = _version(watch, path)
-            copy = Path(folder) / "copy.sqlite3"
-            with contextlib.closing(sqlite3.connect(copy)) as target:
-                # Nobody needs the copy after a crash.
-                target.execute("PRAGMA synchronous = OFF")
-                watch.backup(target)
-                # The copy is private: no write-ahead log beside it, so that its bytes are all in one file.
-                target.execute("PRAGMA journal_mode=DELETE")
+        with _explained(path):
+            _require_room(path, folder)
+            copy = folder / "copy.sqlite3"
+            taken = _take(path, copy)
             connection = stack.enter_context(reopened(copy))
             # Three looks at all of the copy, of which only the last needs this process's attention.
             beside = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="looking through a copy"))
             digest, soundness = beside.submit(_digest, copy), beside.submit(_require_sound, copy, path)
             try:
-                tables, not_moved = _describe(connection)
+                tables, not_moved = describe(connection)
             finally:
                 # Damage is the better reason for whatever went wrong meanwhile.
                 soundness.result()
-        except sqlite3.Error as error:
-            raise SourceError(
-                f"cannot read {path}: {error}",
-                hint="check it with `sqlite3 FILE 'PRAGMA integrity_check'`, and that no application holds it locked",
-            ) from error
-        except OSError as error:
-            raise SourceError(
-                f"cannot copy {path}: {error.strerror}", hint="make room, or name --work-folder"
-            ) from error
-        yield Database(
-            path, copy, connection, digest.result(), copy.stat().st_size, tables, not_moved, watch, before
+        yield Database(path, copy, connection, digest.result(), copy.stat().st_size, tables, not_moved, taken)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with copying and describing into errors for the operator."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise SourceError(
+            f"cannot read {path}: {error}",
+            hint="check it with `sqlite3 FILE 'PRAGMA integrity_check'`, and that no application holds it locked",
+        ) from error
+    except OSError as error:
+        raise SourceError(
+            f"cannot copy {path}: {error.strerror}", hint="make room, or name --work-folder"
+        ) from error
+
+
+def _require_room(path: Path, folder: Path) -> None:
+    needed = sum(file.stat().st_size for file in files_of(path.resolve()) if file.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise SourceError(
+            f"the private copy of {path} needs {needed:,} bytes, {folder.parent} has {free:,} left",
+            hint="name a folder with room by --work-folder or TMPDIR",
         )
+
+
+def _take(path: Path, copy: Path) -> Stamp:
+    """Copy a database and return the stamp of what was copied; in the copy journals are gone through and done with."""
+    # SQLite keeps journals beside the file itself, not beside a link to it.
+    database, pause = path.resolve(), threading.Event()
+    for attempt in range(_ATTEMPTS):
+        pause.wait(_PAUSE_SECONDS * attempt)
+        if taken := copy_database(database, copy):
+            break
+    else:
+        raise SourceChangedError(
+            f"an application keeps writing to {path}: {_ATTEMPTS} attempts to copy it at rest failed",
+            hint="stop the application that uses it, then run again",
+        )
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        # Nobody needs the copy after a crash.
+        connection.execute("PRAGMA synchronous = OFF")
+        # Rolled back or replayed, so that what counts is all in one file.
+        connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    return taken
 
 
 @contextlib.contextmanager
@@ -227,126 +196,3 @@ def _digest(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _describe(connection: sqlite3.Connection) -> tuple[tuple[Table, ...], tuple[str, ...]]:
-    tables: list[Table] = []
-    not_moved: list[str] = []
-    types = {
-        row[1]: (row[2], bool(row[4])) for row in connection.execute("PRAGMA table_list") if row[0] == "main"
-    }
-    for kind, name, statement in connection.execute(
-        "SELECT type, name, coalesce(sql, '') FROM sqlite_schema WHERE type IN ('table', 'view', 'trigger') ORDER BY name"
-    ):
-        if name.startswith("sqlite_"):
-            continue
-        if kind != "table":
-            not_moved.append(f"{kind} {name}: its SQL is SQLite's; write it anew for PostgreSQL")
-        elif types.get(name, ("table", False))[0] != "table":
-            not_moved.append(f"{types[name][0]} table {name}: belongs to an SQLite extension")
-        else:
-            tables.append(_table(connection, name, statement, without_rowid=types[name][1]))
-    return tuple(tables), tuple(not_moved)
-
-
-def _table(connection: sqlite3.Connection, name: str, statement: str, *, without_rowid: bool) -> Table:
-    columns = tuple(
-        Column(row[1], row[2].upper(), bool(row[3]), row[4], row[5], row[6] in (2, 3))
-        for row in connection.execute(f"PRAGMA table_xinfo({quoted(name)})")
-        if row[6] != 1
-    )
-    keys = [column for column in columns if column.key_position]
-    names = {column.name.lower() for column in columns}
-    free = next((alias for alias in ("rowid", "_rowid_", "oid") if alias not in names), None)
-    identity = (
-        keys[0].name if len(keys) == 1 and keys[0].declared == "INTEGER" and not without_rowid else None
-    )
-    rowid = None if without_rowid else identity or free
-    if rowid is None and not keys:
-        raise SourceError(
-            f"the table {name} hides its rowid behind columns named rowid, _rowid_ and oid and has no primary key",
-            hint="rename one of these columns in the source",
-        )
-    rows = connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0]  # noqa: S608 - a quoted identifier
-    indexes, checks = _indexes(connection, name), "CHECK" in statement.upper()
-    following = _next_identity(connection, name, identity) if identity else None
-    return Table(
-        name,
-        columns,
-        rowid,
-        identity,
-        rows,
-        _foreign_keys(connection, name),
-        indexes,
-        checks,
-        following,
-        _is_garbled(connection, name, columns),
-        _usual_times(connection, name, columns),
-    )
-
-
-def _is_garbled(connection: sqlite3.Connection, table: str, columns: tuple[Column, ...]) -> bool:
-    names = ", ".join(
-        f"CASE typeof({quoted(column.name)}) WHEN 'text' THEN {quoted(column.name)} END" for column in columns
-    )
-    connection.text_factory = bytes
-    try:
-        cursor = connection.execute(f"SELECT {names} FROM {quoted(table)}")  # noqa: S608 - quoted identifiers
-        while rows := cursor.fetchmany(_FETCH_ROWS):
-            # Many values at once: to decode one by one would take as long as to copy them.
-            b"\n".join([value for row in rows for value in row if value is not None]).decode()
-    except UnicodeDecodeError:
-        return True
-    finally:
-        connection.text_factory = str
-    return False
-
-
-def _usual_times(connection: sqlite3.Connection, table: str, columns: tuple[Column, ...]) -> frozenset[str]:
-    names = [item.name for item in columns if "TIMESTAMP" in item.declared or "DATETIME" in item.declared]
-    if not names:
-        return frozenset()
-    checks = ", ".join(f"min({formatting.usual_time(quoted(name))})" for name in names)
-    row = connection.execute(f"SELECT {checks} FROM {quoted(table)}").fetchone()  # noqa: S608 - quoted identifiers
-    return frozenset(name for name, usual in zip(names, row, strict=True) if usual)
-
-
-def _next_identity(connection: sqlite3.Connection, table: str, column: str) -> int:
-    # AUTOINCREMENT never hands out a number again, so the largest one ever counts, not the largest there is.
-    highest = connection.execute(
-        f"SELECT coalesce(max({quoted(column)}), 0) FROM {quoted(table)}"  # noqa: S608 - quoted identifiers
-    ).fetchone()[0]
-    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'sqlite_sequence'").fetchone():
-        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", [table]).fetchone()
-        highest = max(highest, row[0] if row and isinstance(row[0], int) else 0)
-    return int(max(highest, 0)) + 1
-
-
-def _foreign_keys(connection: sqlite3.Connection, table: str) -> tuple[ForeignKey, ...]:
-    found: dict[int, list[Sequence[Any]]] = {}
-    for row in connection.execute(f"PRAGMA foreign_key_list({quoted(table)})"):
-        found.setdefault(row[0], []).append(row)
-    keys = []
-    for rows in found.values():
-        rows.sort(key=lambda row: row[1])
-        to = tuple(row[4] for row in rows if row[4] is not None)
-        keys.append(ForeignKey(tuple(row[3] for row in rows), rows[0][2], to, rows[0][5], rows[0][6]))
-    return tuple(reversed(keys))
-
-
-def _indexes(connection: sqlite3.Connection, table: str) -> tuple[Index, ...]:
-    indexes = []
-    for _, name, unique, origin, partial in connection.execute(f"PRAGMA index_list({quoted(table)})"):
-        if origin == "pk":
-            continue
-        parts = [row for row in connection.execute(f"PRAGMA index_xinfo({quoted(name)})") if row[5]]
-        columns = tuple(row[2] or "" for row in parts)
-        reason = ""
-        if partial:
-            reason = "it is partial, and its condition is SQLite's"
-        elif "" in columns:
-            reason = "it is on an expression"
-        elif unique and any(row[4] != "BINARY" for row in parts):
-            reason = f"it is unique by the collation {', '.join(row[4] for row in parts)}; in PostgreSQL use lower()"
-        indexes.append(Index(name, columns, bool(unique), reason))
-    return tuple(reversed(indexes))

@@ -4,11 +4,13 @@ import hashlib
 import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 from pgchroma.migrate.tables import formatting
-from pgchroma.migrate.tables.kinds import Kind
+from pgchroma.migrate.tables.catalog import Column, Table, quoted
+from pgchroma.migrate.tables.inspect_rows import Misfit, listed
+from pgchroma.migrate.tables.kinds import INTEGER_BITS, Kind, may_refer
 from pgchroma.migrate.tables.mapping import (
     LONGEST_NAME_BYTES,
     ColumnPlan,
@@ -17,18 +19,44 @@ from pgchroma.migrate.tables.mapping import (
     Mapping,
     TablePlan,
 )
-from pgchroma.migrate.tables.source import Column, Database, Table, quoted
+from pgchroma.migrate.tables.source import Database
 
 # A time after 1973 in milliseconds, or after the year 5000 in seconds.
 _MILLISECONDS_FROM: Final = 100_000_000_000
 _NUMBER: Final = re.compile(r"^[+-]?\d+(\.\d+)?([eE][+-]?\d+)?$")
 _STRING: Final = re.compile(r"^'(?:[^']|'')*'$|^\"[^\"']*\"$", re.DOTALL)
+_BLOB: Final = re.compile(r"^[xX]'((?:[0-9a-fA-F]{2})*)'$")
 _NOW: Final = re.compile(r"^\(*\s*(current_timestamp|datetime\s*\(\s*'now'\s*\))\s*\)*$", re.IGNORECASE)
 _TODAY: Final = re.compile(r"^\(*\s*(current_date|date\s*\(\s*'now'\s*\))\s*\)*$", re.IGNORECASE)
 
 
 _KNOWN: Final = re.compile("BOOL|JSON|UUID|DECIMAL|NUMERIC|INT|CHAR|CLOB|TEXT|BLOB|REAL|FLOA|DOUB")
 _TIME: Final = re.compile("TIME|DATE")
+_TELLING: Final = re.compile(f"{_KNOWN.pattern}|TIMESTAMP|DATETIME|^DATE$|^TIME$")
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """Values because of which a column is given another type than it would have without them; all of them fit that one."""
+
+    table: str
+    column: str
+    declared: str
+    expected: str
+    suggested: str
+    count: int
+    values: tuple[Misfit, ...]
+
+    @property
+    def note(self) -> str:
+        """What it comes to, in a sentence."""
+        what = f"declared {self.declared}" if self.declared else "declared without a type"
+        are = "value is" if self.count == 1 else "values are"
+        return f"{self.table}.{self.column} is {what}; {self.count:,} {are} no {self.expected}, so {self.suggested} is suggested"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for a plan."""
+        return {**asdict(self), "note": self.note}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +65,7 @@ class Suggestion:
 
     mapping: Mapping
     notes: tuple[str, ...]
+    deviations: tuple[Deviation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +82,70 @@ class _Profile:
 def suggest(database: Database, schema: str) -> Suggestion:
     """Return a mapping that moves everything PostgreSQL can take over without loss."""
     notes: list[str] = list(database.not_moved)
-    tables = tuple(_table(database, table, notes) for table in database.tables)
-    return Suggestion(Mapping(schema, tables), tuple(notes))
+    deviations: list[Deviation] = []
+    tables = {table.name: _table(database, table, notes, deviations) for table in database.tables}
+    # A column that takes over a type may be referred to itself.
+    taken: set[tuple[str, str]] = set()
+    while any(_take_over(database, table, tables, taken, notes) for table in database.tables):
+        pass
+    moved = tuple(_without_impossible_keys(table, tables, notes) for table in tables.values())
+    return Suggestion(Mapping(schema, moved), tuple(notes), tuple(deviations))
 
 
-def _table(database: Database, table: Table, notes: list[str]) -> TablePlan:
-    columns = tuple(_columns(database, table, notes))
+def _mismatched(table: TablePlan, tables: dict[str, TablePlan]) -> Iterator[tuple[KeyPlan, ColumnPlan, Kind]]:
+    """Yield (foreign key, column of it, the kind of the column it refers to) where PostgreSQL would not compare the two."""
+    for key in table.foreign_keys:
+        for name, to in zip(key.columns, key.to, strict=True):
+            column, parent = table.column(name), tables[key.references].column(to).kind
+            if not may_refer(column.kind, parent):
+                yield key, column, parent
+
+
+def _take_over(
+    database: Database,
+    table: Table,
+    tables: dict[str, TablePlan],
+    taken: set[tuple[str, str]],
+    notes: list[str],
+) -> bool:
+    """Give a column the type of the one it refers to, if all its values allow, once; return whether one was found."""
+    plan = tables[table.name]
+    for key, column, parent in _mismatched(plan, tables):
+        origin = next(item for item in table.columns if item.name == column.source)
+        kind = parent
+        if parent.name in INTEGER_BITS:
+            kind = replace(parent, conversion="integer")
+        elif parent.name in ("text", "varchar"):
+            kind = replace(parent, conversion="text")
+        known = column.identity or (plan.source, column.source) in taken
+        if known or not _fitting(database, table, [(origin, kind)])[0]:
+            continue
+        taken.add((plan.source, column.source))
+        notes.append(
+            f"{plan.source}.{column.source} is declared {origin.declared or 'without a type'} and refers to {key.references}; "
+            f"{kind.sql} is suggested, as there, with convert: {kind.conversion}"
+        )
+        default, _ = _default(origin.default, kind)
+        changed = replace(column, kind=kind, default=default)
+        columns = tuple(changed if item is column else item for item in plan.columns)
+        tables[table.name] = replace(plan, columns=columns)
+        return True
+    return False
+
+
+def _without_impossible_keys(table: TablePlan, tables: dict[str, TablePlan], notes: list[str]) -> TablePlan:
+    impossible = []
+    for key, column, parent in _mismatched(table, tables):
+        impossible.append(key)
+        notes.append(
+            f"{table.source}: a foreign key to {key.references} is not moved: {column.source} is {column.kind.sql}, what it refers to is "
+            f"{parent.sql}, and not every value of {column.source} is one; it needs the same type on both sides"
+        )
+    return replace(table, foreign_keys=tuple(key for key in table.foreign_keys if key not in impossible))
+
+
+def _table(database: Database, table: Table, notes: list[str], deviations: list[Deviation]) -> TablePlan:
+    columns = tuple(_columns(database, table, notes, deviations))
     if table.checks:
         notes.append(f"{table.name}: CHECK constraints are SQLite's SQL and are not moved; add them anew")
     for column in table.columns:
@@ -93,7 +180,9 @@ def _foreign_keys(database: Database, table: Table, notes: list[str]) -> Iterato
                 f"{table.name}: a foreign key refers to the table {key.parent}, which does not exist"
             )
             continue
-        to = key.to or parent.primary_key
+        # So it does those of columns.
+        names = {column.name.lower(): column.name for column in parent.columns}
+        to = tuple(names.get(name.lower(), name) for name in key.to) or parent.primary_key
         uniques = {frozenset(parent.primary_key)} | {
             frozenset(index.columns) for index in parent.indexes if index.unique and not index.reason
         }
@@ -112,7 +201,7 @@ def _indexes(table: Table, notes: list[str]) -> Iterator[IndexPlan]:
             continue
         automatic = index.name.startswith("sqlite_autoindex_")
         name = f"{table.name}_{'_'.join(index.columns)}_key" if automatic else index.name
-        yield IndexPlan(_short(name), index.columns, index.unique)
+        yield IndexPlan(_short(name), index.columns, index.unique, index.descending)
 
 
 def _profiles(connection: sqlite3.Connection, table: Table) -> list[_Profile]:
@@ -134,24 +223,38 @@ def _profiles(connection: sqlite3.Connection, table: Table) -> list[_Profile]:
     return [_Profile(*row[n : n + 5]) for n in range(0, len(wanted), 5)]
 
 
-def _columns(database: Database, table: Table, notes: list[str]) -> Iterator[ColumnPlan]:
+def _columns(
+    database: Database, table: Table, notes: list[str], deviations: list[Deviation]
+) -> Iterator[ColumnPlan]:
     profiles = _profiles(database.connection, table)
     candidates = [list(_candidates(*pair)) for pair in zip(table.columns, profiles, strict=True)]
     first = _fitting(
         database, table, [(column, kinds[0]) for column, kinds in zip(table.columns, candidates, strict=True)]
     )
-    for column, kinds, fits in zip(table.columns, candidates, first, strict=True):
+    for column, profile, kinds, fits in zip(table.columns, profiles, candidates, first, strict=True):
         others = (kind for kind in kinds[1:] if _fitting(database, table, [(column, kind)])[0])
         kind = kinds[0] if fits else next(others, kinds[0])
-        yield _column(table, column, kinds[0], kind, notes)
+        best = _commonest(profile) if kind.conversion == "scalar" else kinds[0]
+        if kind != best:
+            deviations.append(_deviation(database, table, column, best, kind))
+        elif not _TELLING.search(column.declared):
+            notes.append(
+                f"{table.name}.{column.name} is declared {column.declared or 'without a type'}; {kind.sql} is what its values are"
+            )
+        yield _column(table, column, kind, notes)
 
 
-def _column(table: Table, column: Column, best: Kind, kind: Kind, notes: list[str]) -> ColumnPlan:
-    if kind != best:
-        notes.append(
-            f"{table.name}.{column.name} is declared {column.declared or 'without a type'}; not every value is "
-            f"{best.sql}, so {kind.sql} is suggested"
-        )
+def _deviation(database: Database, table: Table, column: Column, best: Kind, kind: Kind) -> Deviation:
+    formatting.register_kind(database.connection, best)
+    condition = _misfit(table, column, best)
+    count = database.connection.execute(
+        f"SELECT count(*) FROM {quoted(table.name)} WHERE {condition}"  # noqa: S608 - quoted identifiers
+    ).fetchone()[0]
+    values = tuple(listed(database.connection, table, column.name, condition))
+    return Deviation(table.name, column.name, column.declared, best.sql, kind.sql, count, values)
+
+
+def _column(table: Table, column: Column, kind: Kind, notes: list[str]) -> ColumnPlan:
     default, known = _default(column.default, kind)
     if not known:
         notes.append(
@@ -227,6 +330,17 @@ def _untyped(profile: _Profile) -> Iterator[Kind]:
         yield Kind("text")
 
 
+def _commonest(profile: _Profile) -> Kind:
+    """Return the type that most values of a column of several storage classes would have by themselves."""
+    counts = {
+        "bigint": profile.integers,
+        "double precision": profile.reals,
+        "text": profile.texts,
+        "bytea": profile.blobs,
+    }
+    return Kind(max(counts, key=lambda name: counts[name]))
+
+
 def _default(text: str | None, kind: Kind) -> tuple[str | None, bool]:
     """Return (PostgreSQL's default, whether SQLite's was understood)."""
     if text is None or text.strip().upper() == "NULL":
@@ -253,4 +367,6 @@ def _default(text: str | None, kind: Kind) -> tuple[str | None, bool]:
     if _STRING.match(value) and kind.name in ("text", "varchar", "jsonb", "json"):
         literal = value if value.startswith("'") else f"'{value[1:-1]}'"
         return f"{literal}::{kind.sql}", True
+    if (blob := _BLOB.match(value)) and kind.name == "bytea":
+        return f"'\\x{blob[1]}'::bytea", True
     return None, False
