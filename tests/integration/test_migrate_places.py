@@ -21,6 +21,7 @@ from pgchroma.migrate.model import Source
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.remote import lock, versions
 from pgchroma.migrate.remote.folder import ChromaProcess
+from pgchroma.migrate.run import Run
 from pgchroma.store import Store
 from pgchroma.types import Collection, Filter, RecordBatch
 from support import chroma
@@ -343,7 +344,7 @@ def test_a_server_that_is_written_to_meanwhile_is_told(
 
     prove, written = runner._prove, []
 
-    async def write_first(run: runner.Run, shown: Display) -> None:
+    async def write_first(run: Run, shown: Display) -> None:
         source = run.source
         assert isinstance(source, ServerSource)
         odd = next(item for item in source.collections() if item.name == "odd")

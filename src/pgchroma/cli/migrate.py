@@ -1,9 +1,7 @@
 """`pgchroma migrate`: options in, library called, result out."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from pgchroma.cli import migrate_text as texts
 from pgchroma.cli.logfile import log_file, log_result
 from pgchroma.cli.migrate_more import MORE
 from pgchroma.cli.migrate_options import Given
+from pgchroma.cli.migrate_places import both, opened_sink
 from pgchroma.cli.options import database_options, format_option, run_id, work_folder
 from pgchroma.errors import PgchromaError, RefusedError
 from pgchroma.migrate import increments, journal, places, runner
@@ -26,7 +25,7 @@ from pgchroma.migrate.archive import manifest_of
 from pgchroma.migrate.chroma.folder import ChromaFolder
 from pgchroma.migrate.database import DatabaseSource
 from pgchroma.migrate.exchange.sink import ExchangeSink
-from pgchroma.migrate.model import Json, Sink, Source
+from pgchroma.migrate.model import Json, Source
 from pgchroma.migrate.places import Options, Place
 from pgchroma.migrate.progress import display
 from pgchroma.migrate.remote import versions
@@ -46,49 +45,6 @@ _since = click.option(
 _dry_run = click.option(
     "--dry-run", is_flag=True, help="Make every check of a run, show its plan, and write nothing."
 )
-
-
-@contextlib.asynccontextmanager
-async def _sink(
-    place: Place, options: Options, receipt_path: Path, base: Path | None = None
-) -> AsyncIterator[Sink]:
-    sink = await places.open_sink(place, options, receipt_path, base=base)
-    try:
-        yield sink
-    finally:
-        await sink.close()
-
-
-@contextlib.asynccontextmanager
-async def _both(
-    source: Place, target: Place, options: Options, receipt_path: Path
-) -> AsyncIterator[tuple[Source, Callable[[], Awaitable[Sink]]]]:
-    """Open the source, and the sink meanwhile where that is a database; another one only when it is asked for."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def connected() -> Sink:
-            return await stack.enter_async_context(_sink(target, options, receipt_path))
-
-        if not target.is_database:
-            yield stack.enter_context(places.open_source(source, options)), connected
-            return
-        connecting = asyncio.ensure_future(connected())
-
-        async def given_up() -> None:
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
-
-        stack.push_async_callback(given_up)
-        opening = asyncio.ensure_future(
-            asyncio.to_thread(stack.enter_context, places.open_source(source, options))
-        )
-        try:
-            opened = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            # What a thread opens has to be closed, so it has to be there first.
-            await asyncio.wait([opening])
-            raise
-        yield opened, lambda: connecting
 
 
 @click.group()
@@ -136,7 +92,7 @@ def plan(source: str, fmt: output.Format, **given: Any) -> None:
             made = plans.make(opened, shown.step("looking through the source", total).advance)
             limits = limits_of(kind, layout if kind == "chroma-folder" else "")
             if target and target.kind in ("pgchroma-database", "chroma-server"):
-                async with _sink(target, settings.options, Path("receipts/plan.json")) as sink:
+                async with opened_sink(target, settings.options, Path("receipts/plan.json")) as sink:
                     limits = sink.limits
                     try:
                         await plans.require_free_targets(opened, sink)
@@ -250,7 +206,7 @@ def start_run(
 
     async def work(second: SecondProcess | None) -> Json:
         started = time.monotonic()
-        async with _both(place, target, settings.options, path) as (opened, connect):
+        async with both(place, target, settings.options, path) as (opened, connect):
             opened_at = time.monotonic()
             if not dry_run:
                 receipts.require_writable(path)
@@ -305,7 +261,7 @@ async def _increment(place: Place, target: Place, settings: Given, path: Path, r
                 f"{place.text} is no pgchroma database", hint="--since needs one as the source"
             )
         base = target.path if target.kind != "chroma-server" else None
-        async with _sink(target, options, path, base) as sink:
+        async with opened_sink(target, options, path, base) as sink:
             if isinstance(sink, ExchangeSink):
                 with places.open_source(target, options) as older:
                     done = await increments.carry_out_files(opened, sink, receipt, older, shown, path)
@@ -348,7 +304,7 @@ def resume(
             path = found_at.with_name(found_at.name.replace(".journal.json", ".json"))
         if target.kind == "chroma-folder" and path is not None:
             options = settings.with_version(journal.release(path))
-        async with _sink(target, options, path or Path("receipts/resume.json")) as sink:
+        async with opened_sink(target, options, path or Path("receipts/resume.json")) as sink:
             noted = await sink.noted(run_id)
             path = path or receipts.default_path(noted.note.run_id)
             receipts.require_writable(path)
@@ -396,7 +352,7 @@ def status(run_id: UUID | None, receipts: Path, fmt: output.Format, **given: Any
         return
 
     async def work() -> list[dict[str, Any]]:
-        async with _sink(shared.target_of(given), Options(), Path("receipts/status.json")) as sink:
+        async with opened_sink(shared.target_of(given), Options(), Path("receipts/status.json")) as sink:
             if not isinstance(sink, StoreSink):
                 raise PgchromaError("status is about a database")
             return [{**asdict(row), "collection": row.path} for row in await sink.status(run_id)]

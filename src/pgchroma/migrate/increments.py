@@ -5,7 +5,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError
-from pgchroma.migrate import journal, places, runner
+from pgchroma.migrate import copying, journal, places, runner
 from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.migrate.database import DatabaseSource
 from pgchroma.migrate.exchange.sink import ExchangeSink
@@ -19,6 +19,7 @@ from pgchroma.migrate.remote.folder import FolderSink
 from pgchroma.migrate.remote.sink import ServerSink
 from pgchroma.migrate.remote.source import open_server
 from pgchroma.migrate.reverify import against_receipt, limits_of
+from pgchroma.migrate.run import Run
 from pgchroma.migrate.selection import parse_scopes
 from pgchroma.migrate.since import Applier, Increment, require_usable
 
@@ -146,7 +147,7 @@ async def carry_out_files(
     older: Source,
     display: Display,
     receipt_path: Path,
-) -> runner.Run:
+) -> Run:
     """Write exchange files anew, tell what is new in them, prove and let them take the older ones' place.
 
     A stream cannot be changed in its middle; so everything is written, and the older files stay until all is proven.
@@ -173,7 +174,7 @@ async def carry_out(
     receipt: Json,
     display: Display,
     receipt_path: Path,
-) -> runner.Run:
+) -> Run:
     """Apply, prove and write a receipt, which the next increment can start from.
 
     Raises:
@@ -181,7 +182,7 @@ async def carry_out(
         VerificationError, SourceChangedError, InterruptedMigrationError: see runner.carry_out.
     """
     await asyncio.to_thread(require_usable, receipt, source)
-    run = runner.Run(uuid4(), source, sink, Policies())
+    run = Run(uuid4(), source, sink, Policies())
     run.extra["since"] = receipt["run_id"]
     run.extra["increment"] = applied = []
     note = RunNote(run.run_id, str(source.description["path"]), source.fingerprint, run.policies.as_json())
@@ -195,7 +196,7 @@ async def carry_out(
         step = display.step(f"applying to {collection.path}", collection.count)
         existing = await server.find(collection)
         if existing is None:
-            await runner.copy_collection(run, collection, display)
+            await copying.copy_collection(run, collection, display)
             applied.append(Increment(collection.path, born=collection.count, created=True).as_json())
             return
         done = await applier.apply(collection, existing[0], step.advance)
