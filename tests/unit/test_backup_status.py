@@ -89,6 +89,35 @@ def test_an_unknown_stanza_is_named() -> None:
         pgbackrest.parse((FIXTURES / "info.json").read_text(), "other")
 
 
+@pytest.mark.parametrize(
+    ("noise", "quoted"),
+    [(b"\x1b\x01", False), (b"\x9d\xff\x1b", False), (b"\x1b\x01\"", True)],
+    ids=["control characters", "no UTF-8", "not even JSON"],
+)
+def test_a_wrong_passphrase_is_named_whatever_bytes_the_answer_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: bytes, quoted: bool
+) -> None:
+    """pgBackRest 2.55 puts a part of what it decrypted to nonsense into its JSON as it is."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    message = b"[FormatError] key/value found outside of section at line 1: " + noise
+    status = b'{"code":99,"message":"%s"}' % message
+    (tmp_path / "answer").write_bytes(b'[{"name":"main","backup":[],"repo":[{"key":1,"status":%s}]}]\n' % status)
+    answering = program(tmp_path, [f"cat {tmp_path}/answer"])
+    if quoted:
+        with pytest.raises(ConfigurationError, match="another passphrase") as caught:
+            pgbackrest.info("main", answering)
+        assert "\x1b" not in str(caught.value)
+        return
+    found = facts(repositories=pgbackrest.info("main", answering))
+    (told,) = (item for item in judge(found, Thresholds()) if item.id == "repository-1")
+    assert told.is_critical_failure
+    assert "the passphrase is wrong" in told.detail
+    assert "passphrase" in told.hint
+    assert told.detail.isprintable()
+    assert writers.nagios(found, judge(found, Thresholds()), Thresholds()).isprintable()
+    assert metrics(found)["pgchroma_backup_repository_status,repo=1,stanza=main"] == 99
+
+
 def test_a_cluster_in_order_fails_nothing() -> None:
     assert failed(facts()) == {}
 

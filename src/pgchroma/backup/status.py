@@ -130,7 +130,7 @@ def _repositories(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
             "critical",
             repository.code == 0,
             repository.message,
-            "run playbooks/backup.yml; if the repository cannot be reached, see docs/runbooks/",
+            repository.remedy,
         )
         for ident, types, limits in (
             (f"{name}-full", ("full",), thresholds.full_age),
