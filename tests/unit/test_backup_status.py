@@ -225,6 +225,7 @@ def test_prometheus_gets_every_figure() -> None:
         1,
     )
     assert found["pgchroma_backup_critical_checks_failed"] == 0
+    assert (found["pgchroma_backup_repositories_answer"], found["pgchroma_backup_database_answers"]) == (1, 1)
     assert found["pgchroma_backup_status_timestamp_seconds"] == LAST + 100
 
 
@@ -240,6 +241,14 @@ def test_what_is_not_known_is_no_metric() -> None:
         assert not [key for key in found if key.startswith(name)]
     assert found["pgchroma_backup_repository_status,repo=1,stanza=main"] == 2
     assert found["pgchroma_backup_critical_checks_failed"] > 0
+    assert found["pgchroma_backup_database_answers"] == 0
+
+
+def test_that_pgbackrest_does_not_answer_is_a_metric() -> None:
+    found = metrics(facts(repositories=[], repositories_error="no such program"))
+    assert found["pgchroma_backup_repositories_answer"] == 0
+    assert not [key for key in found if key.startswith("pgchroma_backup_repository_status")]
+    assert found["pgchroma_backup_critical_checks_failed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -175,9 +175,22 @@ def _other_metrics(facts: Facts, checks: Sequence[Check]) -> Iterator[Metric]:
         yield from gauge(
             "restore_drill_success", "1 if the last restore drill held.", float(facts.drill["result"] == "ok")
         )
-    for severity in ("critical", "warning"):
-        failed = sum(item.status == "failed" and item.severity == severity for item in checks)
-        yield from gauge(
-            f"backup_{severity}_checks_failed", f"Failed {severity} checks of backup status.", failed
-        )
+    # Without an answer the series above are not there, and no rule about them can hold: these say so.
+    yield from gauge(
+        "backup_repositories_answer",
+        "1 if pgBackRest told about its repositories.",
+        float(not facts.repositories_error),
+    )
+    yield from gauge(
+        "backup_database_answers",
+        "1 if PostgreSQL told about its archiving.",
+        float(facts.archiver is not None),
+    )
+    failed = [item.severity for item in checks if item.status == "failed"]
+    yield from gauge(
+        "backup_critical_checks_failed", "Failed critical checks of backup status.", failed.count("critical")
+    )
+    yield from gauge(
+        "backup_warning_checks_failed", "Failed warning checks of backup status.", failed.count("warning")
+    )
     yield from gauge("backup_status_timestamp_seconds", "When this was written.", facts.now)
