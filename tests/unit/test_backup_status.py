@@ -91,7 +91,7 @@ def test_an_unknown_stanza_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("noise", "quoted"),
-    [(b"\x1b\x01", False), (b"\x9d\xff\x1b", False), (b"\x1b\x01\"", True)],
+    [(b"\x1b\x01", False), (b"\x9d\xff\x1b", False), (b'\x1b\x01"', True)],
     ids=["control characters", "no UTF-8", "not even JSON"],
 )
 def test_a_wrong_passphrase_is_named_whatever_bytes_the_answer_has(
@@ -101,7 +101,9 @@ def test_a_wrong_passphrase_is_named_whatever_bytes_the_answer_has(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     message = b"[FormatError] key/value found outside of section at line 1: " + noise
     status = b'{"code":99,"message":"%s"}' % message
-    (tmp_path / "answer").write_bytes(b'[{"name":"main","backup":[],"repo":[{"key":1,"status":%s}]}]\n' % status)
+    (tmp_path / "answer").write_bytes(
+        b'[{"name":"main","backup":[],"repo":[{"key":1,"status":%s}]}]\n' % status
+    )
     answering = program(tmp_path, [f"cat {tmp_path}/answer"])
     if quoted:
         with pytest.raises(ConfigurationError, match="another passphrase") as caught:

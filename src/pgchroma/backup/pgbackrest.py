@@ -19,9 +19,7 @@ _WRONG_PASSPHRASE: Final = re.compile(
     "key/value found outside of section|cipher header invalid|unable to flush|bad decrypt|wrong final block"
 )
 _REMEDY: Final = "run playbooks/backup.yml; if the repository cannot be reached, see docs/runbooks/"
-_REMEDY_PASSPHRASE: Final = (
-    "put the right passphrase into the repository's cipher_passphrase, or into the file in pgbackrest_secrets_dir"
-)
+_REMEDY_KEY: Final = "put the right passphrase into the repository's cipher_passphrase, or into the file in pgbackrest_secrets_dir"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Repository:
     @property
     def remedy(self) -> str:
         """What to do about a status that is not good."""
-        return _REMEDY_PASSPHRASE if _WRONG_PASSPHRASE.search(self.message) else _REMEDY
+        return _REMEDY_KEY if _WRONG_PASSPHRASE.search(self.message) else _REMEDY
 
     def newest(self, *types: str) -> Backup | None:
         """Return the newest backup of one of the types, or of any."""
@@ -78,7 +76,7 @@ def parse(text: str, stanza: str) -> list[Repository]:
         if _WRONG_PASSPHRASE.search(text):
             raise ConfigurationError(
                 "a repository was encrypted with another passphrase, or its files are damaged: pgBackRest's answer has ciphertext in it",
-                hint=_REMEDY_PASSPHRASE,
+                hint=_REMEDY_KEY,
             ) from error
         raise ConfigurationError(
             f"this is not what `pgbackrest info --output=json` writes: {error!r}",
@@ -96,7 +94,9 @@ def _readable(text: str) -> str:
 
 def _message(text: str) -> str:
     told = _readable(text)
-    return f"the passphrase is wrong, or files are damaged: {told}" if _WRONG_PASSPHRASE.search(told) else told
+    return (
+        f"the passphrase is wrong, or files are damaged: {told}" if _WRONG_PASSPHRASE.search(told) else told
+    )
 
 
 def _repository(entry: dict[str, Any], backups: list[dict[str, Any]]) -> Repository:
