@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,26 +175,65 @@ def test_drill_proves_the_newest_backup(host: Host, cluster: Cluster) -> None:
     host.check_output("systemctl start pgchroma-backup-drill.service")
     receipt = cluster.receipt("drill.json")
     assert receipt["result"] == "ok"
-    assert receipt["backup_label"] == cluster.newest(1)
+    assert receipt["backup_label"] == cluster.newest(receipt["repository"])
     assert not host.file("/var/lib/pgchroma-drill/copy").exists
     assert cluster.is_running()
 
 
-def test_drill_that_finds_a_difference_fails_and_tells(host: Host, cluster: Cluster) -> None:
+def test_repositories_take_turns_and_each_proves_its_own(
+    cluster: Cluster, playbook: Playbook, tmp_path: Path
+) -> None:
+    drilled = {cluster.receipt("drill.json")["repository"]}
+    every = {entry["number"] for entry in cluster("info").result["repositories"]}
+    while drilled != every:
+        answer = cluster("drill")
+        assert answer.status == 0, answer.text
+        assert answer.result["repository"] not in drilled, "the one that was drilled longest ago comes first"
+        drilled.add(answer.result["repository"])
+    for entry in cluster("info").result["repositories"]:
+        assert entry["drill"]["backup_label"] == cluster.newest(entry["number"])
+    done = playbook("restore_drill.yml", restore_drill_repository=2)
+    assert done.returncode == 0, done.stdout
+    receipt = json.loads(next(tmp_path.glob("drill-*.json")).read_text(encoding="utf-8"))
+    assert (receipt["result"], receipt["repository"]) == ("ok", 2)
+    assert f"{receipt['backup_label']} from repository 2" in done.stdout
+    cluster.run("systemctl start pgchroma-backup-metrics.service")
+    text = cluster.run("cat /var/lib/prometheus/node-exporter/pgchroma_backup.prom")
+    for number in every:
+        assert f'pgchroma_restore_drill_success{{repo="{number}",stanza="main"}} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("d['system_identifier'] = '1'", "same-cluster"),
+        ("d['collections'][0]['digest'] = '0' * len(d['collections'][0]['digest'])", "digests"),
+    ],
+    ids=["another cluster", "another record"],
+)
+def test_drill_that_finds_a_difference_fails_and_tells(
+    host: Host, cluster: Cluster, program: str, says: str
+) -> None:
     """The negative control: digests of something else must not be found in the copy."""
     digests = f"{STATE}/digests/latest.json"
     host.check_output(f"cp -p {digests} {digests}.kept")
-    program = "import json,sys; p=sys.argv[1]; d=json.load(open(p)); d['system_identifier']='1'; json.dump(d, open(p, 'w'))"
-    host.check_output(f'python3 -c "{program}" {digests}')
+    script = f"import json,sys; p=sys.argv[1]; d=json.load(open(p)); {program}; json.dump(d, open(p, 'w'))"
+    host.check_output(f"python3 -c {shlex.quote(script)} {digests}")
     try:
+        host.run(f"rm -f {STATE}/told.json")
         assert host.run("systemctl start pgchroma-backup-drill.service").rc != 0
-        assert cluster.receipt("drill.json")["result"] == "failed"
+        receipt = cluster.receipt("drill.json")
+        assert receipt["result"] == "failed"
+        assert says in receipt["detail"]
         told = wait_for("the alert command was called", lambda: _told(host, "drill"))
         assert told["unit"] == "pgchroma-backup-drill.service"
-        assert cluster("check").status == 8
+        checked = cluster("check")
+        assert checked.status == 8
+        assert f"drill.{receipt['repository_name']}" in checked.text
     finally:
         host.check_output(f"mv {digests}.kept {digests}")
-    assert cluster("drill").status == 0
+    assert cluster("drill", f"--repository={receipt['repository']}").status == 0
+    assert cluster("check").status == 0
 
 
 def _told(host: Host, what: str) -> dict[str, str] | None:

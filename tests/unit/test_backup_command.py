@@ -4,6 +4,8 @@ import importlib
 import json
 import re
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-backup, engine, errors, recovery, restore, settings, target, verification = (
-    importlib.import_module(f"pgchroma_backup.{name}")
-    for name in ("backup", "engine", "errors", "recovery", "restore", "settings", "target", "verification")
+NAMES = (
+    "backup", "check", "drill", "engine", "errors", "receipts", "recovery", "restore", "settings", "target", "verification",
+)  # fmt: skip
+backup, check, drill, engine, errors, receipts, recovery, restore, settings, target, verification = (
+    importlib.import_module(f"pgchroma_backup.{name}") for name in NAMES
 )
 
 
@@ -318,3 +322,57 @@ def test_several_errors_keep_the_gravest_status() -> None:
     both = backup.joined([errors.BackupError("a", "b", 4), errors.DamagedError("c", "d")])
     assert both.code == errors.DAMAGED
     assert all(part in str(both) for part in "abcd")
+
+
+def drilled(host: Any, name: str, days_ago: float, result: str = "ok") -> None:
+    ended = receipts.stamp(time.time() - days_ago * 86400)
+    receipt = {"finished": ended, "result": result, "seconds": 9.5, "backup_label": "B", "detail": "told"}
+    receipts.write(host, f"drill-{name}.json", receipt)
+
+
+def test_repositories_take_turns_at_being_drilled(host: Any) -> None:
+    """A drill that failed was a turn too: one repository that is away keeps no other from its own."""
+    assert drill.turn(host, 0).name == "local"
+    drilled(host, "local", 1)
+    assert drill.turn(host, 0).name == "offsite"
+    drilled(host, "offsite", 0, "failed")
+    assert drill.turn(host, 0).name == "local"
+    assert drill.turn(host, 2).name == "offsite"
+    assert drill.turn(replace(host, drill_repository=2), 0).name == "offsite"
+    with pytest.raises(errors.BackupError, match="no repository 3"):
+        drill.turn(host, 3)
+
+
+def test_each_repository_is_owed_a_drill(host: Any) -> None:
+    def failed(settings: Any = host) -> list[str]:
+        return [entry["id"] for entry in check.drills(settings) if entry["status"] != "ok"]
+
+    assert failed() == [], "nothing was backed up yet"
+    for repository in host.repositories:
+        backup.note_first(host, repository)
+    assert failed() == []
+    long_ago = {"time": receipts.stamp(time.time() - 19 * 86400)}
+    receipts.write(host, backup.first_into(host.repositories[1]), long_ago)
+    backup.note_first(host, host.repositories[1])
+    assert failed() == ["drill.offsite"], (
+        "twice nine days with two repositories, counted from the first backup of all"
+    )
+    drilled(host, "offsite", 17)
+    assert failed() == []
+    drilled(host, "offsite", 19)
+    assert failed() == ["drill.offsite"]
+    assert failed(replace(host, drill_repository=1)) == [], "the other one is not drilled"
+    drilled(host, "local", 0, "failed")
+    assert failed() == ["drill.local", "drill.offsite"]
+    assert "told" in check.drills(host)[0]["detail"]
+
+
+def test_damaged_backups_make_no_repository_young(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    backups = [entry("A", now - 30 * 3600, "0/3"), entry("B", now, "0/5", error=True)]
+    backups.append(entry("C", now, "0/5", repository=2))
+    monkeypatch.setattr(engine, "information", lambda host, number=0: {**INFO, "backup": backups})
+    found = {item["id"]: item for item in check.ages(host)}
+    assert found["backup.local"]["status"] == "failed"
+    assert found["backup.local"]["detail"].startswith("A is 30.0 h old")
+    assert found["backup.offsite"]["status"] == "ok"

@@ -57,9 +57,19 @@ class Repository:
         """What to do about a status that is not good."""
         return _REMEDY_KEY if _WRONG_PASSPHRASE.search(self.message) else _REMEDY
 
+    @property
+    def last(self) -> Backup | None:
+        """The newest backup, damaged or not."""
+        return max(self.backups, key=lambda item: item.stopped, default=None)
+
+    @property
+    def sound(self) -> tuple[Backup, ...]:
+        """The backups without damaged pages, the only ones that a restore uses unless it is told to."""
+        return tuple(item for item in self.backups if not item.damaged)
+
     def newest(self, *types: str) -> Backup | None:
-        """Return the newest backup of one of the types, or of any."""
-        found = [item for item in self.backups if not types or item.type in types]
+        """Return the newest sound backup of one of the types, or of any."""
+        found = [item for item in self.sound if not types or item.type in types]
         return max(found, key=lambda item: item.stopped, default=None)
 
 

@@ -77,7 +77,10 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--dry-run", action="store_true", help="say what it would do, changing nothing")
     added = verb("restore-point", "make a named restore point and archive it")
     added.add_argument("--name", required=True)
-    verb("drill", "restore the newest backup apart from the cluster, prove it, time it, remove it")
+    added = verb("drill", "restore the newest backup apart from the cluster, prove it, time it, remove it")
+    added.add_argument(
+        "--repository", type=int, default=0, help="its number; without it the one drilled longest ago"
+    )
     verb("stanza", "create the stanza in repositories that do not hold it")
     added = verb("check-config", "have pgBackRest read a configuration file")
     added.add_argument("--file", required=True)
@@ -119,7 +122,7 @@ def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
         "side-remove": lambda: finished(host, words.directory),
         "restore-finish": lambda: (point.finish_plan if words.dry_run else point.finish)(host, words.keep),
         "restore-point": lambda: point.create(host, words.name),
-        "drill": lambda: drill.run(host),
+        "drill": lambda: drill.run(host, words.repository),
         "stanza": lambda: repositories.create(host),
         "check-config": lambda: repositories.check_configuration(host, words.file),
         "alert": lambda: alert.run(host, words.unit),

@@ -125,12 +125,26 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
         settings, f"expiring old backups of {repository}", "expire", f"--repo={repository.number}"
     )
     forget(settings, repository)
+    note_first(settings, repository)
     return receipt
 
 
 def keep(settings: Settings, receipt: dict[str, Any]) -> None:
     """Write the receipt of a backup."""
     receipts.write(settings, f"backup-{receipt['label']}-{receipt['repository']['name']}.json", receipt)
+
+
+def first_into(repository: Repository) -> str:
+    """Return the name of the receipt that outlives every backup: since when there has been one to drill."""
+    return f"first-backup-{repository.name}.json"
+
+
+def note_first(settings: Settings, repository: Repository) -> None:
+    """Note when the first backup was taken into a repository, once."""
+    name = first_into(repository)
+    if receipts.read(settings, name) is None:
+        where = {"number": repository.number, "name": repository.name}
+        receipts.write(settings, name, {"kind": "first-backup", "repository": where, "time": receipts.now()})
 
 
 def forget(settings: Settings, repository: Repository) -> None:

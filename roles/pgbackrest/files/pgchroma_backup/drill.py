@@ -10,7 +10,37 @@ from typing import Any
 
 from . import backup, engine, receipts, restore, side, target
 from .errors import BackupError, DamagedError
-from .settings import Settings
+from .settings import Repository, Settings
+
+LAST = "drill.json"
+
+
+def last_of(repository: Repository) -> str:
+    """Return the name of the receipt of a repository's last drill; that of the last of all is LAST."""
+    return f"drill-{repository.name}.json"
+
+
+def in_turn(settings: Settings) -> tuple[Repository, ...]:
+    """Return the repositories that drills go through: all, or the one that the settings name."""
+    if settings.drill_repository:
+        return (settings.repository(settings.drill_repository),)
+    return settings.repositories
+
+
+def turn(settings: Settings, number: int) -> Repository:
+    """Return the repository whose turn it is: the one named, else the one whose last drill, held or not, is longest ago.
+
+    Raises:
+        BackupError: there is none of that number.
+    """
+    if number:
+        return settings.repository(number)
+
+    def ended(repository: Repository) -> str:
+        receipt = receipts.read(settings, last_of(repository))
+        return str(receipt["finished"]) if receipt else ""
+
+    return min(in_turn(settings), key=ended)
 
 
 def digests_file(settings: Settings) -> Path:
@@ -18,22 +48,22 @@ def digests_file(settings: Settings) -> Path:
     return settings.state / "digests" / "latest.json"
 
 
-def wanted(settings: Settings) -> dict[str, Any]:
-    """Return the drill as a side restore of the newest backup to the point after it at which digests were recorded.
+def wanted(settings: Settings, repository: Repository) -> dict[str, Any]:
+    """Return the drill as a side restore of a repository's newest backup to the point after it at which digests were recorded.
 
     Raises:
-        BackupError: no digests were recorded after the newest backup, so nothing could be compared.
+        BackupError: the repository cannot be read, or no digests were recorded after its newest backup, so nothing could be compared.
     """
     hint = "run backup.yml; it records them after the backup"
     try:
         point = json.loads(digests_file(settings).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackupError(f"no digests of the collections are recorded: {error}", hint) from error
-    anywhere = target.read({"latest": True, "repository": settings.drill_repository})
+    anywhere = target.read({"latest": True, "repository": repository.number})
     number, info = target.choose_repository(settings, anywhere, lambda one: engine.information(settings, one))
     good = [entry for entry in backup.backups_of(info, number) if not entry["error"]]
     if not good:
-        raise BackupError(f"{settings.repository(number)} holds no backup without errors", hint)
+        raise BackupError(f"{repository} holds no backup without errors", hint)
     newest = good[-1]
     if target.lsn_number(newest["lsn"]["stop"]) > target.lsn_number(point["lsn"]):
         raise BackupError(
@@ -90,31 +120,29 @@ def check_pages(settings: Settings, place: Path) -> str:
     return " ".join(done.output.split())
 
 
-def run(settings: Settings) -> dict[str, Any]:
-    """Carry out the drill and return its receipt, which is drill.json whatever the result.
+def run(settings: Settings, number: int = 0) -> dict[str, Any]:
+    """Carry out the drill and return its receipt, which is also kept as drill.json and drill-NAME.json, whatever the result.
 
     Raises:
         BackupError: the backup could not be restored or is not what was backed up.
     """
     with receipts.alone(settings, "drill"):
         started = time.time()
+        repository = turn(settings, number)
         receipt: dict[str, Any] = {
             "kind": "drill",
             "started": receipts.stamp(started),
+            "repository": repository.number,
+            "repository_name": repository.name,
             "backup_label": "",
             "result": "failed",
         }
         place = Path(settings.drill_directory)
         try:
-            goal = wanted(settings)
+            goal = wanted(settings, repository)
             found = restore.plan(settings, goal)
             receipt["point"] = goal["name"]
-            receipt |= {
-                "backup_label": found["set"],
-                "repository": found["repository"],
-                "bytes": found["bytes"],
-            }
-            receipt["command"] = found["command"]
+            receipt |= {"backup_label": found["set"], "bytes": found["bytes"], "command": found["command"]}
             side.copy(settings, place, settings.drill_port, found)
             receipt["restore_seconds"] = round(time.time() - started, 1)
             receipt["checks"] = prove(settings, place)
@@ -128,7 +156,8 @@ def run(settings: Settings) -> dict[str, Any]:
             if (place / side.MARKER).exists():
                 side.remove(settings, settings.drill_directory)
             receipt |= {"finished": receipts.now(), "seconds": round(time.time() - started, 1)}
-            receipts.write(settings, "drill.json", receipt)
+            for name in (LAST, last_of(repository)):
+                receipts.write(settings, name, receipt)
             note(settings, receipt)
         return receipt
 
@@ -147,6 +176,8 @@ def note(settings: Settings, receipt: dict[str, Any]) -> None:
     command += [
         "--state-dir",
         settings.state_dir,
+        "--repository",
+        str(receipt["repository"]),
         "--result",
         receipt["result"],
         "--duration",
