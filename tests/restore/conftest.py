@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,8 @@ def repository(inventory: str) -> Host:
     return host_of(inventory, "repository")
 
 
-@pytest.fixture
-def s3_away(s3: Host, cluster: Cluster) -> Iterator[None]:
+@contextmanager
+def away(s3: Host, cluster: Cluster) -> Iterator[None]:
     """S3 does not answer."""
     s3.check_output("systemctl stop haproxy")
     try:
@@ -152,6 +153,13 @@ def s3_away(s3: Host, cluster: Cluster) -> Iterator[None]:
         s3.check_output("systemctl start haproxy")
         wait_for("S3 answers", lambda: s3.socket("tcp://0.0.0.0:9443").is_listening)
         wait_for("WAL is archived again", lambda: waiting(cluster) == 0, seconds=120)
+
+
+@pytest.fixture
+def s3_away(s3: Host, cluster: Cluster) -> Iterator[None]:
+    """S3 does not answer."""
+    with away(s3, cluster):
+        yield
 
 
 def waiting(cluster: Cluster) -> int:

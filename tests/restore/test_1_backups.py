@@ -1,6 +1,7 @@
 """Backups as they should be: taken, listed, checked, drilled; and what damages or prevents them named aloud."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
-from restore.conftest import DATA, STATE, Cluster, Playbook, waiting
+from restore.conftest import DATA, ROOT, STATE, Cluster, Playbook, away, waiting
 from support.host import COLLECTIONS, api_of
 from support.waiting import wait_for
 
@@ -31,8 +32,42 @@ def test_stanza_came_before_the_first_segment(cluster: Cluster) -> None:
     assert cluster.sql("SELECT failed_count FROM pg_stat_archiver") == "0"
 
 
-def test_repositories_are_encrypted(host: Host, cluster: Cluster) -> None:
-    assert host.run(f"grep -rl 'pgchroma' {REPOSITORY}/backup/main/backup.info").rc == 1
+# The first bytes of whatever pgBackRest has encrypted.
+SALTED = "Salted__"
+OBJECTS = """
+import boto3
+client = boto3.client("s3", endpoint_url="http://127.0.0.1:9000", region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
+for page in client.get_paginator("list_objects_v2").paginate(Bucket="pgchroma"):
+    for entry in page["Contents"]:
+        body = client.get_object(Bucket="pgchroma", Key=entry["Key"], Range="bytes=0-7")["Body"].read()
+        print(body.decode("latin-1"), entry["Key"])
+"""
+
+
+def test_repositories_are_encrypted(host: Host, repository: Host, s3: Host, cluster: Cluster) -> None:
+    """Every file of every one: lists, manifests, bundles, WAL."""
+    files = "find {} -type f -printf '%p\\n' | while read -r name; do echo \"$(head -c 8 \"$name\" | tr -d '\\0') $name\"; done"
+    found = {
+        "local": host.check_output(files.format(REPOSITORY)),
+        "s3": s3.check_output(f"python3 -c {shlex.quote(OBJECTS)}"),
+        "vault": repository.check_output(files.format("/srv/vault")),
+    }
+    for name, listed in found.items():
+        lines = listed.splitlines()
+        assert not [line for line in lines if not line.startswith(f"{SALTED} ")], name
+        for part in ("backup.info", "backup.manifest", "/bundle/", "archive.info"):
+            assert [line for line in lines if part in line], f"{name} holds no {part}"
+        assert [line for line in lines if re.search(r"/[0-9A-F]{24}-[0-9a-f]{40}", line)], (
+            f"{name} holds no WAL"
+        )
+
+
+def test_passphrases_are_for_their_owners_alone(host: Host, cluster: Cluster) -> None:
+    folder = Path(os.environ.get("PGCHROMA_SECRETS", ROOT / "build/secrets"))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    kept = {name: folder / f"main-{name}.passphrase" for name in ("local", "s3", "vault")}
+    assert {path.stat().st_mode & 0o777 for path in kept.values()} == {0o600}
+    assert len({path.read_text(encoding="utf-8") for path in kept.values()}) == 3, "each has its own"
     assert host.file("/etc/pgbackrest/pgbackrest.conf").mode == 0o640
     assert host.run("runuser -u nobody -- cat /etc/pgbackrest/pgbackrest.conf").rc != 0
 
@@ -70,6 +105,17 @@ def test_metrics_are_written_for_node_exporter(host: Host, cluster: Cluster) -> 
     assert float(exposure.split(":")[1].split()[0]) <= 3.0, exposure
 
 
+def restored_beside(cluster: Cluster, number: int) -> int:
+    """Restore the end of a repository's archive beside the cluster; return how many rows came back."""
+    cluster.sql("SELECT pg_switch_wal()")
+    wait_for("all is archived", lambda: waiting(cluster) == 0, seconds=60)
+    answer = cluster.restore(latest=True, repository=number, directory="/srv/side", port=5440)
+    assert answer.status == 0, answer.text
+    found = int(cluster.sql("SELECT count(*) FROM kept", socket="/srv/side/socket", port=5440))
+    assert cluster("side-remove", "--directory", "/srv/side").status == 0
+    return found
+
+
 class TestRepositoryHost:
     """Repository 3 is another host, reached by pgBackRest's own protocol over TLS."""
 
@@ -77,11 +123,8 @@ class TestRepositoryHost:
         cluster.add(10)
         assert cluster("backup", "--type=incr", "--repository=3").status == 0
         cluster.add(10)
-        answer = cluster.restore(latest=True, repository=3, directory="/srv/side", port=5440)
-        assert answer.status == 0, answer.text
-        cluster.sql("SELECT pg_switch_wal()")
-        assert int(cluster.sql("SELECT count(*) FROM kept", socket="/srv/side/socket", port=5440)) >= 10
-        assert cluster("side-remove", "--directory", "/srv/side").status == 0
+        rows = cluster.rows()
+        assert restored_beside(cluster, 3) == rows
         assert cluster("verify", "--repository=3").status == 0
 
     def test_it_holds_ciphertext_and_no_passphrase(self, host: Host, repository: Host) -> None:
@@ -226,11 +269,15 @@ class TestDrillThatFindsADifference:
         assert receipt["result"] == "failed"
         told = wait_for("the alert command was called", lambda: _told(host, "drill"))
         assert told["unit"] == "pgchroma-backup-drill.service"
+        alert = f"{STATE}/alert-pgchroma-backup-drill.service.json"
+        assert host.file(alert).exists
         checked = cluster("check")
         assert checked.status == 8
         assert f"drill.{receipt['repository_name']}" in checked.text
         host.check_output(f"cp -p /root/digests {digests}")
         assert cluster("drill", f"--repository={receipt['repository']}").status == 0
+        host.check_output("systemctl start pgchroma-backup-drill.service")
+        assert not host.file(alert).exists, "an alert that is over must not stand"
         assert cluster("check").status == 0
 
     def test_a_record_too_many_is_named(self, host: Host, cluster: Cluster, digests: str) -> None:
@@ -338,19 +385,22 @@ class TestRepositoryAway:
     def test_backup_names_it_and_the_other_gets_its_own(self, cluster: Cluster, s3_away: None) -> None:
         before = cluster.newest(1)
         answer = cluster("backup", "--type=incr")
-        assert answer.status in (1, 4), answer.text
+        assert answer.status == 4, answer.text
         assert "repository 2 (s3: s3" in answer.text
         assert "cannot be reached" in answer.text
         assert before != cluster.newest(1)
 
-    def test_wal_waits_the_check_says_so_and_nothing_is_lost(self, cluster: Cluster, s3_away: None) -> None:
-        for _ in range(10):
-            cluster.add(10)
-            cluster.sql("SELECT pg_switch_wal()")
-        wait_for("segments wait", lambda: waiting(cluster) > 8, seconds=60)
-        answer = cluster("check")
-        assert answer.status == 8
-        assert "segments wait" in answer.text
+    def test_wal_waits_the_check_says_so_and_nothing_is_lost(self, s3: Host, cluster: Cluster) -> None:
+        with away(s3, cluster):
+            for _ in range(10):
+                cluster.add(10)
+                cluster.sql("SELECT pg_switch_wal()")
+            rows = cluster.rows()
+            wait_for("segments wait", lambda: waiting(cluster) > 8, seconds=60)
+            answer = cluster("check")
+            assert answer.status == 8
+            assert re.search(r"^archive.ready: \d+ segments wait", answer.text, re.MULTILINE), answer.text
+        assert restored_beside(cluster, 2) == rows, "what waited has come to the repository that was away"
 
     def test_restore_from_it_is_refused_before_anything_stops(self, cluster: Cluster, s3_away: None) -> None:
         answer = cluster.restore(latest=True, repository=2)
@@ -361,28 +411,66 @@ class TestRepositoryAway:
         assert cluster.plan(latest=True).result["repository"] == 1
 
 
-def test_wrong_passphrase(host: Host, cluster: Cluster) -> None:
+@pytest.fixture
+def wrong(host: Host, cluster: Cluster) -> Iterator[str]:
+    """Settings whose passphrases are wrong for every repository."""
     program = (
         "import json; d=json.load(open('/etc/pgbackrest/pgchroma-backup.json')); d['config']='/etc/pgbackrest/wrong.conf';"
         "json.dump(d, open('/etc/pgbackrest/wrong.json', 'w'))"
     )
     host.check_output(f'python3 -c "{program}"')
     host.check_output(
-        "sed 's/^repo1-cipher-pass=.*/repo1-cipher-pass=wrong/; /^repo[23]/d' /etc/pgbackrest/pgbackrest.conf > /etc/pgbackrest/wrong.conf"
+        "sed 's/^\\(repo.-cipher-pass\\)=.*/\\1=wrong/' /etc/pgbackrest/pgbackrest.conf > /etc/pgbackrest/wrong.conf && "
+        "chgrp postgres /etc/pgbackrest/wrong.* && chmod 640 /etc/pgbackrest/wrong.*"
     )
-    host.check_output("chgrp postgres /etc/pgbackrest/wrong.*; chmod 640 /etc/pgbackrest/wrong.*")
-    try:
+    yield "/etc/pgbackrest/wrong.json"
+    host.check_output("rm -f /etc/pgbackrest/wrong.*")
+
+
+def names_the_passphrase(text: str) -> bool:
+    """Whether a text is about the passphrase, and none of the ciphertext goes to a terminal with it."""
+    return "passphrase" in text and all(character.isprintable() or character == "\n" for character in text)
+
+
+class TestWrongPassphrase:
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    def test_nothing_is_done_with_it(self, cluster: Cluster, wrong: str, number: int) -> None:
         for words in (
-            ("backup", "--repository=1"),
-            ("restore-plan", "--target", '{"latest": true, "repository": 1}'),
+            ("backup", f"--repository={number}"),
+            ("restore-plan", "--target", json.dumps({"latest": True, "repository": number})),
+            ("verify", f"--repository={number}"),
+            ("drill", f"--repository={number}"),
             ("stanza",),
         ):
-            answer = cluster(*words, settings="/etc/pgbackrest/wrong.json")
-            assert answer.status == 3, answer.text
-            assert "passphrase" in answer.text
-            assert answer.text.isprintable() or "\x00" not in answer.text
-    finally:
-        host.check_output("rm -f /etc/pgbackrest/wrong.*")
+            answer = cluster(*words, settings=wrong)
+            assert answer.status == 3, (words, answer.text)
+            assert names_the_passphrase(answer.text), (words, answer.text)
+        assert cluster("drill", f"--repository={number}").status == 0
+
+    def test_overview_status_and_metrics_say_so(self, host: Host, cluster: Cluster, wrong: str) -> None:
+        listed = cluster("info", settings=wrong)
+        assert listed.status == 0, listed.text
+        assert all(names_the_passphrase(entry["fault"]) for entry in listed.result["repositories"])
+        host.check_output(
+            "printf '#!/bin/sh\\nexec pgbackrest --config=/etc/pgbackrest/wrong.conf \"$@\"\\n' > /srv/wrong && chmod 755 /srv/wrong"
+        )
+        status = "cd / && runuser -u postgres -- /opt/pgchroma/current/bin/pgchroma backup status --pgbackrest /srv/wrong"
+        status += " --database-url 'postgresql:///pgchroma?host=/var/run/postgresql&user=postgres' --format "
+        try:
+            shown = host.run(status + "nagios")
+            assert shown.rc == 2
+            assert names_the_passphrase(shown.stdout), shown.stdout
+            told = host.run(status + "prometheus")
+            assert told.rc == 0
+            answered = re.findall(
+                r'^pgchroma_backup_repository_status{repo="\d",stanza="main"} (.*)$',
+                told.stdout,
+                re.MULTILINE,
+            )
+            # Its answer is no JSON at all where a quotation mark is among the ciphertext.
+            assert answered == ["99.0"] * 3 or "pgchroma_backup_repositories_answer 0.0" in told.stdout
+        finally:
+            host.check_output("rm -f /srv/wrong")
 
 
 def test_corrupted_file_in_the_repository(host: Host, cluster: Cluster) -> None:

@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
 NAMES = (
-    "backup", "check", "drill", "engine", "errors", "receipts", "recovery", "restore", "settings", "target", "verification",
+    "alert", "backup", "check", "drill", "engine", "errors", "receipts", "recovery", "restore", "settings", "target", "verification",
 )  # fmt: skip
-backup, check, drill, engine, errors, receipts, recovery, restore, settings, target, verification = (
+alert, backup, check, drill, engine, errors, receipts, recovery, restore, settings, target, verification = (
     importlib.import_module(f"pgchroma_backup.{name}") for name in NAMES
 )
 
@@ -231,6 +231,21 @@ def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:
         ),
         ("<Code>NoSuchBucket</Code>", "the bucket does not exist", 3),
         ("[CryptoError] unable to find hostname 'h' in certificate", "certificate does not fit", 3),
+        (
+            "[ServiceError] known hosts failure: 'h' mismatch in known hosts files: LIBSSH2_KNOWNHOST_CHECK_MISMATCH [1]: check type [strict]",
+            "another key than the known one",
+            3,
+        ),
+        (
+            "[ServiceError] public key authentication failed: libssh2 error [-18]",
+            "does not let this one in over SSH",
+            3,
+        ),
+        (
+            "ERROR: [047]: sftp error unable to create path '/r': libssh2 error [-31]: sftp error [3] permission denied",
+            "may not write there",
+            3,
+        ),
         ("[HostConnectError] unable to connect to 'h:443': [111] Connection refused", "cannot be reached", 4),
         ("ERROR: [087]: archive_mode must be enabled", "does not archive its WAL yet", 5),
         (
@@ -376,3 +391,14 @@ def test_damaged_backups_make_no_repository_young(host: Any, monkeypatch: pytest
     assert found["backup.local"]["status"] == "failed"
     assert found["backup.local"]["detail"].startswith("A is 30.0 h old")
     assert found["backup.offsite"]["status"] == "ok"
+
+
+def test_an_alert_stands_until_its_unit_has_ended_well(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "run", lambda command, timeout: engine.Done(0, "Result=exit-code\n"))
+    told = "unit of the test.service"
+    assert alert.run(host, told)["state"] == {"Result": "exit-code"}
+    assert receipts.read(host, alert.name_of(told))["unit"] == told
+    assert alert.clear(host, "another.service")["stood"] is False
+    assert receipts.read(host, alert.name_of(told)) is not None
+    assert alert.clear(host, told)["stood"] is True
+    assert receipts.read(host, alert.name_of(told)) is None

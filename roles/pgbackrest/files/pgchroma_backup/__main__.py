@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--file", required=True)
     added = verb("alert", "hand the failure of a unit to the operator's command")
     added.add_argument("--unit", required=True)
+    added.add_argument("--clear", action="store_true", help="take its alert back: it has ended well")
     return top
 
 
@@ -125,7 +126,7 @@ def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
         "drill": lambda: drill.run(host, words.repository),
         "stanza": lambda: repositories.create(host),
         "check-config": lambda: repositories.check_configuration(host, words.file),
-        "alert": lambda: alert.run(host, words.unit),
+        "alert": lambda: (alert.clear if words.clear else alert.run)(host, words.unit),
     }
     return verbs[words.verb]()
 
