@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -24,7 +25,7 @@ def run(tmp_path: Path) -> Run:
         tasks_from: str, *options: str, show: str = "", **variables: object
     ) -> subprocess.CompletedProcess[str]:
         tasks: list[dict[str, Any]] = [
-            {"ansible.builtin.include_role": {"name": "pgbackrest", "tasks_from": tasks_from}}
+            {"ansible.builtin.include_role": {"name": "pgbackrest", "tasks_from": tasks_from, "public": True}}
         ]
         if show:
             written = {"content": f"{{{{ ({show}) | to_json }}}}", "dest": str(tmp_path / "shown.json")}
@@ -100,6 +101,31 @@ class TestPassphrases:
         assert kept.read_text(encoding="utf-8") == "another"
         assert [path.name for path in kept.parent.iterdir()] == [kept.name], "nothing was made"
         assert "from-the-host" not in done.stdout
+
+
+class TestSchedules:
+    def test_one_that_is_named_leaves_the_others_as_they_are(self, shown: Shown) -> None:
+        named = {"drill": "Wed *-*-* 02:00:00", "verify": ""}
+        wanted = shown("__pgbackrest_timers_wanted", "secrets", pgbackrest_schedules=named)
+        found = {entry["key"]: entry["value"] for entry in wanted}
+        assert found["drill"] == "Wed *-*-* 02:00:00"
+        assert "verify" not in found
+        assert found["check"] == "hourly"
+        assert set(found) == {"full", "diff", "incr", "check", "drill", "metrics"}
+
+
+@pytest.mark.parametrize(
+    ("option", "variable"),
+    [
+        ("pgbackrest_repositories", "__pgbackrest_repository_defaults"),
+        ("pgbackrest_schedules", "__pgbackrest_schedule_defaults"),
+    ],
+)
+def test_what_is_filled_in_is_what_the_specification_says(option: str, variable: str) -> None:
+    specification = yaml.safe_load((ROOT / "roles/pgbackrest/meta/argument_specs.yml").read_text())
+    options = specification["argument_specs"]["main"]["options"][option]["options"]
+    stated = {name: entry["default"] for name, entry in options.items() if "default" in entry}
+    assert yaml.safe_load((ROOT / "roles/pgbackrest/vars/main.yml").read_text())[variable] == stated
 
 
 def configuration(passphrase: str) -> str:
