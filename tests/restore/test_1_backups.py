@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from testinfra.host import Host
@@ -211,6 +212,79 @@ def test_unit_takes_an_incremental_one(host: Host, cluster: Cluster) -> None:
         assert repository["backups"][-1]["type"] == "incr"
 
 
+class TestPlaybooks:
+    """What an operator runs, as it is run."""
+
+    def test_info_lists_what_there_is(self, cluster: Cluster, playbook: Playbook) -> None:
+        done = playbook("backup_info.yml", backup_info_json=True)
+        assert done.returncode == 0, done.stdout
+        for number in (1, 2, 3):
+            assert cluster.newest(number) in done.stdout
+        assert '"kind": "info"' in done.stdout.replace('\\"', '"')
+
+    def test_verify_reads_one_repository_and_keeps_a_receipt(
+        self, cluster: Cluster, playbook: Playbook, tmp_path: Path
+    ) -> None:
+        done = playbook("backup_verify.yml", backup_verify_repository=1)
+        assert done.returncode == 0, done.stdout
+        receipt = json.loads(next(tmp_path.glob("backup-verify-*.json")).read_text(encoding="utf-8"))
+        assert receipt["ok"]
+        assert [entry["name"] for entry in receipt["results"]] == ["local"]
+        assert "Repository 1 (local) is whole" in done.stdout
+
+    def test_backup_in_the_background_goes_into_all(
+        self, host: Host, cluster: Cluster, playbook: Playbook, tmp_path: Path
+    ) -> None:
+        before = [cluster.newest(number) for number in (1, 2, 3)]
+        done = playbook("backup.yml", backup_type="incr", backup_wait=False)
+        assert done.returncode == 0, done.stdout
+        assert "journalctl -fu pgchroma-backup@incr" in done.stdout
+        ended = "systemctl show pgchroma-backup@incr -p ActiveState --value | grep -qx inactive"
+        wait_for("it has ended well", lambda: host.run(ended).rc == 0, seconds=120)
+        after = [cluster.newest(number) for number in (1, 2, 3)]
+        assert not set(before) & set(after)
+        assert host.file(f"{STATE}/backup-{after[1]}-s3.json").exists
+        assert not list(tmp_path.glob("backup-*.json")), "the receipts stay on the host"
+
+    @pytest.mark.parametrize(
+        "variables",
+        [
+            {"backup_type": "fulll"},
+            {"backup_wait": False, "backup_repository": 2},
+            {"backup_repository": "s3"},
+        ],
+        ids=str,
+    )
+    def test_backup_that_cannot_be_as_asked_is_refused(
+        self, cluster: Cluster, playbook: Playbook, variables: dict[str, object]
+    ) -> None:
+        before = [cluster.newest(number) for number in (1, 2, 3)]
+        done = playbook("backup.yml", **variables)
+        assert done.returncode != 0
+        assert "Nothing was done" in done.stdout
+        assert [cluster.newest(number) for number in (1, 2, 3)] == before
+
+    @pytest.mark.parametrize(
+        ("name", "variables"),
+        [
+            ("backup.yml", {"backup_type": "full"}),
+            ("backup.yml", {"backup_wait": False}),
+            ("backup_info.yml", {}),
+            ("restore_drill.yml", {}),
+            ("restore_point.yml", {"restore_point": "never-made"}),
+        ],
+        ids=str,
+    )
+    def test_a_check_changes_nothing(
+        self, cluster: Cluster, playbook: Playbook, name: str, variables: dict[str, object]
+    ) -> None:
+        state = f"find {STATE} -type f -not -name '.*' -printf '%p %T@\\n' | sort"
+        before = ([cluster.newest(number) for number in (1, 2, 3)], cluster.run(state))
+        done = playbook(name, "--check", **variables)
+        assert done.returncode == 0, done.stdout
+        assert ([cluster.newest(number) for number in (1, 2, 3)], cluster.run(state)) == before
+
+
 def test_hourly_check_is_content(cluster: Cluster) -> None:
     answer = cluster("check")
     assert answer.status == 0, answer.text
@@ -302,10 +376,40 @@ class TestDrillThatFindsADifference:
         assert cluster("drill", "--repository=1").status == 0
 
 
-def _told(host: Host, what: str) -> dict[str, str] | None:
+@pytest.fixture
+def no_patience(host: Host) -> Iterator[None]:
+    """Backups and drills are too old as soon as they are made."""
+    path = "/etc/pgbackrest/pgchroma-backup.json"
+    host.check_output(f"cp -p {path} /root/settings")
+    host.check_output(f"sed -i -E 's/(_(hours|days)_maximum\": )[0-9]+/\\10/' {path}")
+    yield
+    host.check_output(f"cp -p /root/settings {path}")
+
+
+def test_what_is_too_old_raises_the_alert_until_it_is_not(
+    host: Host, cluster: Cluster, no_patience: None
+) -> None:
+    unit = "pgchroma-backup-check.service"
+    host.check_output(f"rm -f {STATE}/told.json")
+    assert host.run(f"systemctl start {unit}").rc != 0
+    told = wait_for("the alert command was called", lambda: _told(host, "check"))
+    said = "\n".join(told["journal"])
+    for name in ("local", "s3", "vault"):
+        assert (
+            f"backup.{name}: {cluster.newest(1 if name == 'local' else 2 if name == 's3' else 3)} is 0."
+            in said
+        )
+        assert f"drill.{name}: ok, 0.0 days ago (at most 0)" in said
+    assert host.file(f"{STATE}/alert-{unit}.json").exists
+    host.check_output("cp -p /root/settings /etc/pgbackrest/pgchroma-backup.json")
+    host.check_output(f"systemctl start {unit}")
+    assert not host.file(f"{STATE}/alert-{unit}.json").exists
+
+
+def _told(host: Host, what: str) -> dict[str, Any] | None:
     file = host.file(f"{STATE}/told.json")
     try:
-        content: dict[str, str] = json.loads(file.content_string) if file.exists else {}
+        content: dict[str, Any] = json.loads(file.content_string) if file.exists else {}
     except ValueError:
         return None
     return content if what in content.get("unit", "") else None
@@ -352,6 +456,13 @@ def test_corrupted_page_fails_the_backup_loudly(cluster: Cluster, damaged_page: 
     )
     planned = cluster.plan(latest=True)
     assert planned.result["set"] == before[-1], "a damaged set is restored only when it is named"
+
+
+def test_next_good_full_backup_takes_the_damaged_one_away_first(cluster: Cluster) -> None:
+    """It is the one that mended the page's cluster; three full ones are kept here, and all of them must be good."""
+    held = cluster("info").result["repositories"][0]["backups"]
+    assert not [entry["label"] for entry in held if entry["damaged"]]
+    assert sum(entry["type"] == "full" for entry in held) == 3
 
 
 def test_disk_full_in_the_repository(host: Host, cluster: Cluster) -> None:
@@ -473,7 +584,7 @@ class TestWrongPassphrase:
             host.check_output("rm -f /srv/wrong")
 
 
-def test_corrupted_file_in_the_repository(host: Host, cluster: Cluster) -> None:
+def test_corrupted_file_in_the_repository(host: Host, cluster: Cluster, playbook: Playbook) -> None:
     assert cluster("backup", "--type=full", "--repository=1").status == 0
     label = cluster.newest(1)
     bundle = f"{REPOSITORY}/backup/main/{label}/bundle/1"
@@ -485,6 +596,9 @@ def test_corrupted_file_in_the_repository(host: Host, cluster: Cluster) -> None:
         assert verified.status == 8, verified.text
         assert label in verified.text
         assert not cluster.receipt("verify.json")["ok"]
+        done = playbook("backup_verify.yml", backup_verify_repository=1)
+        assert done.returncode != 0
+        assert label in done.stdout
         side = cluster.restore(immediate=True, set=label, directory="/srv/side", port=5440)
         assert side.status != 0
         assert "damaged" in side.text or "checksum" in side.text.lower(), side.text

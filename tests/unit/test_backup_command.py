@@ -402,3 +402,30 @@ def test_an_alert_stands_until_its_unit_has_ended_well(host: Any, monkeypatch: p
     assert receipts.read(host, alert.name_of(told)) is not None
     assert alert.clear(host, told)["stood"] is True
     assert receipts.read(host, alert.name_of(told)) is None
+
+
+def test_damaged_backups_go_before_they_push_a_good_one_out(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not those that a good one is built on."""
+
+    def of(label: str, prior: str | None, *, error: bool = False) -> dict[str, Any]:
+        return {**entry(label, 0, "0/1", error=error), "prior": prior}
+
+    backups = [
+        of("F1", None),
+        of("F2", None, error=True),
+        of("F2I1", "F2", error=True),
+        of("F3", None, error=True),
+        of("F3D1", "F3", error=True),
+        of("F3I2", "F3D1"),
+        of("F3I3", "F3I2", error=True),
+        of("F4", None),
+    ]
+    gone: list[str] = []
+    monkeypatch.setattr(engine, "information", lambda host, number: {**INFO, "backup": backups})
+    monkeypatch.setattr(
+        engine, "pgbackrest", lambda host, what, verb, *options: gone.append(f"{verb} {' '.join(options)}")
+    )
+    backup.drop_damaged(host, host.repositories[0])
+    assert gone == [f"expire --repo=1 --set={label}" for label in ("F3I3", "F2I1", "F2")]
