@@ -33,21 +33,22 @@ def test_stanza_came_before_the_first_segment(cluster: Cluster) -> None:
     assert cluster.sql("SELECT failed_count FROM pg_stat_archiver") == "0"
 
 
-# The first bytes of whatever pgBackRest has encrypted.
-SALTED = "Salted__"
+# The first bytes of a file, as base64: "Salted__" is what pgBackRest begins an encrypted one with. Into bundles it puts files without that,
+# so that they begin with salt; one that was not encrypted would begin with the first file's zstd frame.
+SALTED, ZSTD = "U2FsdGVkX18=", "KLUv/"
 OBJECTS = """
-import boto3
+import base64, boto3
 client = boto3.client("s3", endpoint_url="http://127.0.0.1:9000", region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
 for page in client.get_paginator("list_objects_v2").paginate(Bucket="pgchroma"):
     for entry in page["Contents"]:
         body = client.get_object(Bucket="pgchroma", Key=entry["Key"], Range="bytes=0-7")["Body"].read()
-        print(body.decode("latin-1"), entry["Key"])
+        print(base64.b64encode(body).decode(), entry["Key"])
 """
 
 
 def test_repositories_are_encrypted(host: Host, repository: Host, s3: Host, cluster: Cluster) -> None:
     """Every file of every one: lists, manifests, bundles, WAL."""
-    files = "find {} -type f -printf '%p\\n' | while read -r name; do echo \"$(head -c 8 \"$name\" | tr -d '\\0') $name\"; done"
+    files = 'find {} -type f | while read -r name; do echo "$(head -c 8 "$name" | base64) $name"; done'
     found = {
         "local": host.check_output(files.format(REPOSITORY)),
         "s3": s3.check_output(f"python3 -c {shlex.quote(OBJECTS)}"),
@@ -55,8 +56,11 @@ def test_repositories_are_encrypted(host: Host, repository: Host, s3: Host, clus
     }
     for name, listed in found.items():
         lines = listed.splitlines()
-        assert not [line for line in lines if not line.startswith(f"{SALTED} ")], name
-        for part in ("backup.info", "backup.manifest", "/bundle/", "archive.info"):
+        bundles = [line for line in lines if "/bundle/" in line]
+        assert bundles
+        assert not [line for line in bundles if line.startswith(ZSTD)], name
+        assert not [line for line in set(lines) - set(bundles) if not line.startswith(f"{SALTED} ")], name
+        for part in ("backup.info", "backup.manifest", "archive.info"):
             assert [line for line in lines if part in line], f"{name} holds no {part}"
         assert [line for line in lines if re.search(r"/[0-9A-F]{24}-[0-9a-f]{40}", line)], (
             f"{name} holds no WAL"
