@@ -326,6 +326,21 @@ def test_verify_is_judged_by_its_text() -> None:
     assert verification.problems("WARN: unable to open '/r/bundle/1'\n" + GOOD)
 
 
+def test_a_repository_that_cannot_be_read_is_not_called_damaged(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a wrong passphrase verify ends with 0 and tells of no more than files that cannot be used."""
+    wrong = {"code": 99, "message": "[FormatError] key/value found outside of section at line 1: \x1b"}
+    info = {**INFO, "repo": [{"key": 1, "status": wrong}, INFO["repo"][1]]}
+    monkeypatch.setattr(engine, "information", lambda host, number: info)
+    monkeypatch.setattr(engine, "pgbackrest", lambda host, what, verb, *options: GOOD)
+    with pytest.raises(errors.BackupError, match="the passphrase is not") as caught:
+        verification.run(host, [1])
+    assert caught.value.code == errors.CONFIGURATION
+    assert receipts.read(host, "verify.json")["ok"] is False
+    assert verification.run(host, [2])["ok"] is True
+
+
 def test_settings_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     for text in ("", "{}", '{"stanza": "main"}'):
         (tmp_path / "s.json").write_text(text, encoding="utf-8")
