@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from testinfra.host import Host
@@ -29,8 +28,8 @@ def there(inventory: str) -> Iterator[Host]:
 @pytest.fixture(scope="module")
 def address(inventory: str) -> str:
     """The address by which the cluster's host knows it."""
-    hosts = json.loads(Path(inventory).read_text(encoding="utf-8"))
-    return str(next(iter(hosts["repository"]["hosts"].values()))["ansible_host"])
+    told = "grep ^repo3-host= /etc/pgbackrest/pgbackrest.conf | cut -d= -f2"
+    return str(host_of(inventory, "postgresql").check_output(told))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def sftp(inventory: str, there: Host, address: str) -> Iterator[Callable[..., No
         lines = "".join(f"repo1-{name}={value}\\n" for name, value in repository.items())
         # What comes before and after the repositories is the role's; spool and locks are its own.
         host.check_output(
-            f"sed -e '/^repo/d' -e 's/^.global.$/&\\n{lines}/' -e 's/^archive-async=.*/archive-async=n/' "
+            f"sed -e '/^repo/d' -e 's#^.global.$#&\\n{lines}#' -e 's/^archive-async=.*/archive-async=n/' "
             f"-e 's#^lock-path=.*#lock-path=/tmp/sftp-locks#' /etc/pgbackrest/pgbackrest.conf > {CONFIGURATION} && "
             f"chgrp postgres {CONFIGURATION} && chmod 640 {CONFIGURATION}"
         )
