@@ -373,6 +373,29 @@ def test_repositories_take_turns_at_being_drilled(host: Any) -> None:
         drill.turn(host, 3)
 
 
+def test_a_backup_that_ends_during_a_drill_does_not_change_what_is_compared(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It records digests of its own, of a later moment than the one that was restored to."""
+    asked: list[list[str]] = []
+
+    def checked(command: list[str], timeout: float) -> Any:
+        asked.append(command)
+        return engine.Done(0, '{"result": "ok"}')
+
+    monkeypatch.setattr(engine, "run", checked)
+    host = replace(host, pgchroma_command="pgchroma")
+    (tmp_path / "digests").mkdir()
+    drill.digests_file(host).write_text('{"point": "first", "lsn": "0/1"}', encoding="utf-8")
+    point = drill.recorded(host)
+    drill.digests_file(host).write_text('{"point": "second", "lsn": "0/2"}', encoding="utf-8")
+    place = tmp_path / "copy"
+    place.mkdir()
+    drill.prove(host, place, point)
+    compared = Path(asked[0][asked[0].index("--digests") + 1])
+    assert json.loads(compared.read_text(encoding="utf-8"))["point"] == "first"
+
+
 def test_each_repository_is_owed_a_drill(host: Any) -> None:
     def failed(settings: Any = host) -> list[str]:
         return [entry["id"] for entry in check.drills(settings) if entry["status"] != "ok"]

@@ -13,6 +13,7 @@ from .errors import BackupError, DamagedError
 from .settings import Repository, Settings
 
 LAST = "drill.json"
+HINT = "run backup.yml; it records them after the backup"
 
 
 def last_of(repository: Repository) -> str:
@@ -48,26 +49,34 @@ def digests_file(settings: Settings) -> Path:
     return settings.state / "digests" / "latest.json"
 
 
-def wanted(settings: Settings, repository: Repository) -> dict[str, Any]:
-    """Return the drill as a side restore of a repository's newest backup to the point after it at which digests were recorded.
+def recorded(settings: Settings) -> dict[str, Any]:
+    """Return the newest restore point at which digests were recorded, with them.
 
     Raises:
-        BackupError: the repository cannot be read, or no digests were recorded after its newest backup, so nothing could be compared.
+        BackupError: there is none.
     """
-    hint = "run backup.yml; it records them after the backup"
     try:
-        point = json.loads(digests_file(settings).read_text(encoding="utf-8"))
+        point: dict[str, Any] = json.loads(digests_file(settings).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BackupError(f"no digests of the collections are recorded: {error}", hint) from error
+        raise BackupError(f"no digests of the collections are recorded: {error}", HINT) from error
+    return point
+
+
+def wanted(settings: Settings, repository: Repository, point: dict[str, Any]) -> dict[str, Any]:
+    """Return the drill as a side restore of a repository's newest backup to a point at which digests were recorded.
+
+    Raises:
+        BackupError: the repository cannot be read, or its newest backup was taken after the point, so nothing could be compared.
+    """
     anywhere = target.read({"latest": True, "repository": repository.number})
     number, info = target.choose_repository(settings, anywhere, lambda one: engine.information(settings, one))
     good = [entry for entry in backup.backups_of(info, number) if not entry["error"]]
     if not good:
-        raise BackupError(f"{repository} holds no backup without errors", hint)
+        raise BackupError(f"{repository} holds no backup without errors", HINT)
     newest = good[-1]
     if target.lsn_number(newest["lsn"]["stop"]) > target.lsn_number(point["lsn"]):
         raise BackupError(
-            f"no digests were recorded after {newest['label']}; the last are of {point['point']}", hint
+            f"no digests were recorded after {newest['label']}; the last are of {point['point']}", HINT
         )
     return {
         "name": point["point"],
@@ -79,7 +88,7 @@ def wanted(settings: Settings, repository: Repository) -> dict[str, Any]:
     }
 
 
-def prove(settings: Settings, place: Path) -> dict[str, Any]:
+def prove(settings: Settings, place: Path, point: dict[str, Any]) -> dict[str, Any]:
     """Run pgchroma's checks on the copy: indexes by amcheck, digests as recorded, a vector query.
 
     Raises:
@@ -89,9 +98,13 @@ def prove(settings: Settings, place: Path) -> dict[str, Any]:
     if not settings.pgchroma_command:
         hint = "set pgbackrest_pgchroma_command; a copy without these checks is not proven"
         raise BackupError("there is no pgchroma on this host to prove the restored collections with", hint)
+    # What it was restored to, and not what a backup that ended meanwhile has recorded.
+    digests = place / "digests.json"
+    digests.write_text(json.dumps(point), encoding="utf-8")
+    side.own(digests)
     command = [settings.pgchroma_command, "backup", "check-restored", "--format", "json"]
     command += ["--database-url", backup.database_url(settings, f"{place}/socket", settings.drill_port)]
-    command += ["--state-dir", settings.state_dir, "--digests", str(digests_file(settings))]
+    command += ["--state-dir", settings.state_dir, "--digests", str(digests)]
     done = engine.run(command, timeout=7200)
     text = engine.readable(done.output.strip())
     if done.status != 0:
@@ -139,13 +152,14 @@ def run(settings: Settings, number: int = 0) -> dict[str, Any]:
         }
         place = Path(settings.drill_directory)
         try:
-            goal = wanted(settings, repository)
+            point = recorded(settings)
+            goal = wanted(settings, repository, point)
             found = restore.plan(settings, goal)
             receipt["point"] = goal["name"]
             receipt |= {"backup_label": found["set"], "bytes": found["bytes"], "command": found["command"]}
             side.copy(settings, place, settings.drill_port, found)
             receipt["restore_seconds"] = round(time.time() - started, 1)
-            receipt["checks"] = prove(settings, place)
+            receipt["checks"] = prove(settings, place, point)
             side.stop(settings, place)
             receipt["pages"] = check_pages(settings, place)
             receipt |= {"result": "ok", "detail": "restored, proven and removed"}
