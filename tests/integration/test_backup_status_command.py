@@ -55,7 +55,7 @@ def test_each_format_says_the_same(status: Any, database_url: str, tmp_path: Pat
     assert {item["id"] for item in outcome.json["checks"] if item["status"] == "failed"} == {
         "archiving",
         "digests",
-        "drill",
+        "repository-1-drill",
     }
     assert outcome.json["facts"]["repositories"][0]["backups"][0]["type"] == "full"
     assert "critical checks failed: archiving" in outcome.stderr
@@ -114,9 +114,29 @@ def test_a_drill_is_noted_in_a_receipt_and_in_the_database(
             "SELECT result, duration_seconds, backup_label, point FROM pgchroma.restore_drills"
         ).fetchall()
     assert rows == [("ok", 12.5, "F1", "p")]
-    assert "drill" not in {
-        item["id"] for item in status("--format", "json").json["checks"] if item["status"] == "failed"
-    }
+    found = status("--format", "json").json
+    assert {item["id"] for item in found["checks"] if "drill" in item["id"]} == {"drill", "drill-age"}
+    assert not [item for item in found["checks"] if "drill" in item["id"] and item["status"] == "failed"]
+
+
+def test_each_repository_has_a_drill_of_its_own(status: Any, database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    first = {"repository": {"number": 1, "name": "local"}, "time": "2026-01-31T03:00:00Z"}
+    (tmp_path / "state/first-backup-local.json").write_text(json.dumps(first))
+    (tmp_path / "state/first-backup-broken.json").write_text("{")
+    found = status("--format", "prometheus").stdout
+    assert (
+        'pgchroma_restore_drill_owed_since_timestamp_seconds{repo="1",stanza="main"} 1.7698284e+09' in found
+    )
+    assert drill(database_url, tmp_path, "failed", "--repository", "1").code == 0
+    # One of a repository that is no more, and newer: it says nothing about the others.
+    assert drill(database_url, tmp_path, "ok", "--repository", "2").code == 0
+    found = status("--format", "prometheus").stdout
+    assert 'pgchroma_restore_drill_success{repo="1",stanza="main"} 0.0' in found
+    assert 'repo="2"' not in found
+    assert "owed_since_timestamp_seconds{" not in found
+    told = {item["id"]: item["status"] for item in status("--format", "json").json["checks"]}
+    assert (told["repository-1-drill"], told["repository-1-drill-age"]) == ("failed", "ok")
 
 
 def test_a_failed_drill_is_noted_without_a_database_too(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,8 @@ def repository(inventory: str) -> Host:
     return host_of(inventory, "repository")
 
 
-@pytest.fixture
-def s3_away(s3: Host, cluster: Cluster) -> Iterator[None]:
+@contextmanager
+def away(s3: Host, cluster: Cluster) -> Iterator[None]:
     """S3 does not answer."""
     s3.check_output("systemctl stop haproxy")
     try:
@@ -154,6 +155,13 @@ def s3_away(s3: Host, cluster: Cluster) -> Iterator[None]:
         wait_for("WAL is archived again", lambda: waiting(cluster) == 0, seconds=120)
 
 
+@pytest.fixture
+def s3_away(s3: Host, cluster: Cluster) -> Iterator[None]:
+    """S3 does not answer."""
+    with away(s3, cluster):
+        yield
+
+
 def waiting(cluster: Cluster) -> int:
     """Return how many segments wait to be archived."""
     return int(cluster.sql("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"))
@@ -162,10 +170,12 @@ def waiting(cluster: Cluster) -> int:
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_playbook(inventory: str, name: str, **variables: object) -> subprocess.CompletedProcess[str]:
-    """Run a playbook as an operator does, with variables as JSON."""
+def run_playbook(
+    inventory: str, name: str, *options: str, **variables: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook as an operator does, with options such as --check and variables as JSON."""
     tools = Path(sys.executable).parent
-    command = [str(tools / "ansible-playbook"), "-i", inventory, str(ROOT / "playbooks" / name)]
+    command = [str(tools / "ansible-playbook"), "-i", inventory, *options, str(ROOT / "playbooks" / name)]
     command += ["-e", json.dumps(variables)]
     environment = {
         # Where molecule.yml has the passphrases of the scenario.
@@ -184,8 +194,10 @@ def playbook(request: pytest.FixtureRequest, tmp_path: Path) -> Playbook:
     """Run a playbook against the scenario's hosts, receipts into the test's own folder."""
     inventory = request.config.stash[WRITTEN]
 
-    def run(name: str, *, on: str = inventory, **variables: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        name: str, *options: str, on: str = inventory, **variables: object
+    ) -> subprocess.CompletedProcess[str]:
         receipts = {"backup_receipts_directory": str(tmp_path), "verify_receipts_directory": str(tmp_path)}
-        return run_playbook(on, name, **receipts, **variables)
+        return run_playbook(on, name, *options, **receipts, **variables)
 
     return run

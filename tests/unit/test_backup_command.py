@@ -4,6 +4,8 @@ import importlib
 import json
 import re
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-backup, engine, errors, recovery, restore, settings, target, verification = (
-    importlib.import_module(f"pgchroma_backup.{name}")
-    for name in ("backup", "engine", "errors", "recovery", "restore", "settings", "target", "verification")
+NAMES = (
+    "alert", "backup", "check", "drill", "engine", "errors", "receipts", "recovery", "restore", "settings", "target", "verification",
+)  # fmt: skip
+alert, backup, check, drill, engine, errors, receipts, recovery, restore, settings, target, verification = (
+    importlib.import_module(f"pgchroma_backup.{name}") for name in NAMES
 )
 
 
@@ -227,6 +231,21 @@ def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:
         ),
         ("<Code>NoSuchBucket</Code>", "the bucket does not exist", 3),
         ("[CryptoError] unable to find hostname 'h' in certificate", "certificate does not fit", 3),
+        (
+            "[ServiceError] known hosts failure: 'h' mismatch in known hosts files: LIBSSH2_KNOWNHOST_CHECK_MISMATCH [1]: check type [strict]",
+            "another key than the known one",
+            3,
+        ),
+        (
+            "[ServiceError] public key authentication failed: libssh2 error [-18]",
+            "does not let this one in over SSH",
+            3,
+        ),
+        (
+            "ERROR: [047]: sftp error unable to create path '/r': libssh2 error [-31]: sftp error [3] permission denied",
+            "may not write there",
+            3,
+        ),
         ("[HostConnectError] unable to connect to 'h:443': [111] Connection refused", "cannot be reached", 4),
         ("ERROR: [087]: archive_mode must be enabled", "does not archive its WAL yet", 5),
         (
@@ -307,6 +326,21 @@ def test_verify_is_judged_by_its_text() -> None:
     assert verification.problems("WARN: unable to open '/r/bundle/1'\n" + GOOD)
 
 
+def test_a_repository_that_cannot_be_read_is_not_called_damaged(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a wrong passphrase verify ends with 0 and tells of no more than files that cannot be used."""
+    wrong = {"code": 99, "message": "[FormatError] key/value found outside of section at line 1: \x1b"}
+    info = {**INFO, "repo": [{"key": 1, "status": wrong}, INFO["repo"][1]]}
+    monkeypatch.setattr(engine, "information", lambda host, number: info)
+    monkeypatch.setattr(engine, "pgbackrest", lambda host, what, verb, *options: GOOD)
+    with pytest.raises(errors.BackupError, match="the passphrase is not") as caught:
+        verification.run(host, [1])
+    assert caught.value.code == errors.CONFIGURATION
+    assert receipts.read(host, "verify.json")["ok"] is False
+    assert verification.run(host, [2])["ok"] is True
+
+
 def test_settings_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     for text in ("", "{}", '{"stanza": "main"}'):
         (tmp_path / "s.json").write_text(text, encoding="utf-8")
@@ -318,3 +352,118 @@ def test_several_errors_keep_the_gravest_status() -> None:
     both = backup.joined([errors.BackupError("a", "b", 4), errors.DamagedError("c", "d")])
     assert both.code == errors.DAMAGED
     assert all(part in str(both) for part in "abcd")
+
+
+def drilled(host: Any, name: str, days_ago: float, result: str = "ok") -> None:
+    ended = receipts.stamp(time.time() - days_ago * 86400)
+    receipt = {"finished": ended, "result": result, "seconds": 9.5, "backup_label": "B", "detail": "told"}
+    receipts.write(host, f"drill-{name}.json", receipt)
+
+
+def test_repositories_take_turns_at_being_drilled(host: Any) -> None:
+    """A drill that failed was a turn too: one repository that is away keeps no other from its own."""
+    assert drill.turn(host, 0).name == "local"
+    drilled(host, "local", 1)
+    assert drill.turn(host, 0).name == "offsite"
+    drilled(host, "offsite", 0, "failed")
+    assert drill.turn(host, 0).name == "local"
+    assert drill.turn(host, 2).name == "offsite"
+    assert drill.turn(replace(host, drill_repository=2), 0).name == "offsite"
+    with pytest.raises(errors.BackupError, match="no repository 3"):
+        drill.turn(host, 3)
+
+
+def test_a_backup_that_ends_during_a_drill_does_not_change_what_is_compared(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It records digests of its own, of a later moment than the one that was restored to."""
+    asked: list[list[str]] = []
+
+    def checked(command: list[str], timeout: float) -> Any:
+        asked.append(command)
+        return engine.Done(0, '{"result": "ok"}')
+
+    monkeypatch.setattr(engine, "run", checked)
+    host = replace(host, pgchroma_command="pgchroma")
+    (tmp_path / "digests").mkdir()
+    drill.digests_file(host).write_text('{"point": "first", "lsn": "0/1"}', encoding="utf-8")
+    point = drill.recorded(host)
+    drill.digests_file(host).write_text('{"point": "second", "lsn": "0/2"}', encoding="utf-8")
+    place = tmp_path / "copy"
+    place.mkdir()
+    drill.prove(host, place, point)
+    compared = Path(asked[0][asked[0].index("--digests") + 1])
+    assert json.loads(compared.read_text(encoding="utf-8"))["point"] == "first"
+
+
+def test_each_repository_is_owed_a_drill(host: Any) -> None:
+    def failed(settings: Any = host) -> list[str]:
+        return [entry["id"] for entry in check.drills(settings) if entry["status"] != "ok"]
+
+    assert failed() == [], "nothing was backed up yet"
+    for repository in host.repositories:
+        backup.note_first(host, repository)
+    assert failed() == []
+    long_ago = {"time": receipts.stamp(time.time() - 19 * 86400)}
+    receipts.write(host, backup.first_into(host.repositories[1]), long_ago)
+    backup.note_first(host, host.repositories[1])
+    assert failed() == ["drill.offsite"], (
+        "twice nine days with two repositories, counted from the first backup of all"
+    )
+    drilled(host, "offsite", 17)
+    assert failed() == []
+    drilled(host, "offsite", 19)
+    assert failed() == ["drill.offsite"]
+    assert failed(replace(host, drill_repository=1)) == [], "the other one is not drilled"
+    drilled(host, "local", 0, "failed")
+    assert failed() == ["drill.local", "drill.offsite"]
+    assert "told" in check.drills(host)[0]["detail"]
+
+
+def test_damaged_backups_make_no_repository_young(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    backups = [entry("A", now - 30 * 3600, "0/3"), entry("B", now, "0/5", error=True)]
+    backups.append(entry("C", now, "0/5", repository=2))
+    monkeypatch.setattr(engine, "information", lambda host, number=0: {**INFO, "backup": backups})
+    found = {item["id"]: item for item in check.ages(host)}
+    assert found["backup.local"]["status"] == "failed"
+    assert found["backup.local"]["detail"].startswith("A is 30.0 h old")
+    assert found["backup.offsite"]["status"] == "ok"
+
+
+def test_an_alert_stands_until_its_unit_has_ended_well(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "run", lambda command, timeout: engine.Done(0, "Result=exit-code\n"))
+    told = "unit of the test.service"
+    assert alert.run(host, told)["state"] == {"Result": "exit-code"}
+    assert receipts.read(host, alert.name_of(told))["unit"] == told
+    assert alert.clear(host, "another.service")["stood"] is False
+    assert receipts.read(host, alert.name_of(told)) is not None
+    assert alert.clear(host, told)["stood"] is True
+    assert receipts.read(host, alert.name_of(told)) is None
+
+
+def test_damaged_backups_go_before_they_push_a_good_one_out(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not those that a good one is built on."""
+
+    def of(label: str, prior: str | None, *, error: bool = False) -> dict[str, Any]:
+        return {**entry(label, 0, "0/1", error=error), "prior": prior}
+
+    backups = [
+        of("F1", None),
+        of("F2", None, error=True),
+        of("F2I1", "F2", error=True),
+        of("F3", None, error=True),
+        of("F3D1", "F3", error=True),
+        of("F3I2", "F3D1"),
+        of("F3I3", "F3I2", error=True),
+        of("F4", None),
+    ]
+    gone: list[str] = []
+    monkeypatch.setattr(engine, "information", lambda host, number: {**INFO, "backup": backups})
+    monkeypatch.setattr(
+        engine, "pgbackrest", lambda host, what, verb, *options: gone.append(f"{verb} {' '.join(options)}")
+    )
+    backup.drop_damaged(host, host.repositories[0])
+    assert gone == [f"expire --repo=1 --set={label}" for label in ("F3I3", "F2I1", "F2")]

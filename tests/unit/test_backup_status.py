@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,6 +27,16 @@ def recorded(name: str = "info") -> list[Repository]:
     return pgbackrest.parse((FIXTURES / f"{name}.json").read_text(), "main")
 
 
+def drill(started: float, repository: int = 1, result: str = "ok", message: str = "") -> dict[str, Any]:
+    return {
+        "repository": repository,
+        "started_at": datetime.fromtimestamp(started, UTC).isoformat(),
+        "duration_seconds": 12.5,
+        "result": result,
+        "message": message,
+    }
+
+
 def facts(seconds_later: float = 60, **changes: object) -> Facts:
     """A cluster in perfect order some time after its last backup."""
     found = Facts(
@@ -36,12 +47,7 @@ def facts(seconds_later: float = 60, **changes: object) -> Facts:
         point=StoredPoint(
             "point", datetime.fromtimestamp(LAST + 5, UTC), None, None, 10, "x", datetime.now(UTC)
         ),
-        drill={
-            "started_at": datetime.fromtimestamp(LAST + seconds_later - DAY, UTC).isoformat(),
-            "duration_seconds": 12.5,
-            "result": "ok",
-            "message": "",
-        },
+        drills=[drill(LAST + seconds_later - DAY)],
     )
     for name, value in changes.items():
         setattr(found, name, value)
@@ -89,6 +95,37 @@ def test_an_unknown_stanza_is_named() -> None:
         pgbackrest.parse((FIXTURES / "info.json").read_text(), "other")
 
 
+@pytest.mark.parametrize(
+    ("noise", "quoted"),
+    [(b"\x1b\x01", False), (b"\x9d\xff\x1b", False), (b'\x1b\x01"', True)],
+    ids=["control characters", "no UTF-8", "not even JSON"],
+)
+def test_a_wrong_passphrase_is_named_whatever_bytes_the_answer_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: bytes, quoted: bool
+) -> None:
+    """pgBackRest 2.55 puts a part of what it decrypted to nonsense into its JSON as it is."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    message = b"[FormatError] key/value found outside of section at line 1: " + noise
+    status = b'{"code":99,"message":"%s"}' % message
+    (tmp_path / "answer").write_bytes(
+        b'[{"name":"main","backup":[],"repo":[{"key":1,"status":%s}]}]\n' % status
+    )
+    answering = program(tmp_path, [f"cat {tmp_path}/answer"])
+    if quoted:
+        with pytest.raises(ConfigurationError, match="another passphrase") as caught:
+            pgbackrest.info("main", answering)
+        assert "\x1b" not in str(caught.value)
+        return
+    found = facts(repositories=pgbackrest.info("main", answering))
+    (told,) = (item for item in judge(found, Thresholds()) if item.id == "repository-1")
+    assert told.is_critical_failure
+    assert "the passphrase is wrong" in told.detail
+    assert "passphrase" in told.hint
+    assert told.detail.isprintable()
+    assert writers.nagios(found, judge(found, Thresholds()), Thresholds()).isprintable()
+    assert metrics(found)["pgchroma_backup_repository_status,repo=1,stanza=main"] == 99
+
+
 def test_a_cluster_in_order_fails_nothing() -> None:
     assert failed(facts()) == {}
 
@@ -114,9 +151,12 @@ def test_a_cluster_in_order_fails_nothing() -> None:
         (facts(point=None), {"digests": "warning"}),
         (facts(point=replace(facts().point, completed_at=None)), {"digests": "warning"}),  # type: ignore[type-var]
         (facts(point=replace(facts().point, created_at=datetime.fromtimestamp(LAST - 2 * HOUR, UTC))), {"digests": "warning"}),  # type: ignore[type-var]
-        (facts(drill=None), {"drill": "warning"}),
-        (facts(drill={**(facts().drill or {}), "result": "failed", "message": "no space"}), {"drill": "critical"}),
-        (facts(drill={**(facts().drill or {}), "started_at": datetime.fromtimestamp(LAST - 10 * DAY, UTC).isoformat()}), {"drill-age": "warning"}),
+        (facts(drills=[]), {"repository-1-drill": "warning"}),
+        (facts(drills=[drill(LAST, result="failed", message="no space")]), {"repository-1-drill": "critical"}),
+        (facts(drills=[drill(LAST - 10 * DAY)]), {"repository-1-drill-age": "warning"}),
+        (facts(drills=[], drill_error="damaged"), {"drill": "warning", "repository-1-drill": "warning"}),
+        (facts(drills=[drill(LAST - 10 * DAY, 0)]), {"drill-age": "warning"}),
+        (facts(drills=[drill(LAST - 30 * DAY, 7), drill(LAST)]), {}),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(found: Facts, expected: dict[str, str]) -> None:
@@ -131,7 +171,42 @@ def test_every_repository_is_looked_at() -> None:
     assert failed(facts(repositories=[first, stale])) == {
         "repository-2-full": "critical",
         "repository-2-newest": "critical",
+        "repository-2-drill": "warning",
     }
+
+
+def test_repositories_take_turns_at_being_drilled() -> None:
+    """Each may be as much older as there are others, and none is covered by another's drill."""
+    (first,) = recorded()
+    both = [first, replace(first, key=2)]
+    assert failed(facts(repositories=both, drills=[drill(LAST), drill(LAST - 17 * DAY, 2)])) == {}
+    assert failed(facts(repositories=both, drills=[drill(LAST), drill(LAST - 18 * DAY, 2)])) == {
+        "repository-2-drill-age": "warning"
+    }
+    assert failed(facts(repositories=both, drills=[drill(LAST), drill(LAST, 2, "failed")])) == {
+        "repository-2-drill": "critical"
+    }
+
+
+@pytest.fixture
+def damaged_last() -> list[Repository]:
+    """The newest backup met damaged pages; the one before it is a day older."""
+    (first,) = recorded()
+    *others, last = first.backups
+    older = tuple(replace(item, stopped=item.stopped - DAY) for item in others)
+    return [replace(first, backups=(*older, replace(last, damaged=True)))]
+
+
+def test_a_damaged_backup_is_no_fresh_one(damaged_last: list[Repository]) -> None:
+    found = facts(3 * HOUR, repositories=damaged_last)
+    assert failed(found) == {"repository-1-newest": "warning", "repository-1-sound": "critical"}
+    seen = metrics(found)
+    assert seen["pgchroma_backup_last_damaged,repo=1,stanza=main"] == 1
+    assert not [key for key in seen if key.startswith("pgchroma_backup_last_timestamp") and "incr" in key]
+    assert seen["pgchroma_backup_count,repo=1,stanza=main,type=incr"] == 0
+    alone = [replace(damaged_last[0], backups=damaged_last[0].backups[-1:])]
+    told = {item.id: item.detail for item in judge(facts(repositories=alone), Thresholds())}
+    assert told["repository-1-newest"] == "there is none without damaged pages"
 
 
 def test_a_damaged_page_is_critical_although_the_backup_ended_well() -> None:
@@ -190,18 +265,18 @@ def test_prometheus_gets_every_figure() -> None:
     assert found["pgchroma_backup_count,repo=1,stanza=main,type=diff"] == 1
     assert found["pgchroma_wal_ready_files"] == 0
     assert found["pgchroma_wal_last_archived_timestamp_seconds"] == LAST + 70
-    assert found["pgchroma_restore_drill_timestamp_seconds"] == LAST + 100 - DAY
-    assert (found["pgchroma_restore_drill_duration_seconds"], found["pgchroma_restore_drill_success"]) == (
-        12.5,
-        1,
-    )
+    name = "pgchroma_restore_drill_{},repo=1,stanza=main".format
+    assert found[name("timestamp_seconds")] == LAST + 100 - DAY
+    assert (found[name("duration_seconds")], found[name("success")]) == (12.5, 1)
+    assert not [key for key in found if "owed" in key]
     assert found["pgchroma_backup_critical_checks_failed"] == 0
+    assert (found["pgchroma_backup_repositories_answer"], found["pgchroma_backup_database_answers"]) == (1, 1)
     assert found["pgchroma_backup_status_timestamp_seconds"] == LAST + 100
 
 
 def test_what_is_not_known_is_no_metric() -> None:
     found = metrics(
-        facts(repositories=recorded("info-empty"), archiver=None, database_error="x", drill=None, point=None)
+        facts(repositories=recorded("info-empty"), archiver=None, database_error="x", drills=[], point=None)
     )
     for name in (
         "pgchroma_backup_last_timestamp_seconds",
@@ -211,6 +286,22 @@ def test_what_is_not_known_is_no_metric() -> None:
         assert not [key for key in found if key.startswith(name)]
     assert found["pgchroma_backup_repository_status,repo=1,stanza=main"] == 2
     assert found["pgchroma_backup_critical_checks_failed"] > 0
+    assert found["pgchroma_backup_database_answers"] == 0
+
+
+def test_a_repository_that_was_never_drilled_says_since_when() -> None:
+    """Not how long somebody has been looking: Prometheus may have been away."""
+    found = metrics(facts(drills=[], first_backups={1: LAST - DAY, 2: LAST}))
+    assert [(key, value) for key, value in found.items() if "drill" in key] == [
+        ("pgchroma_restore_drill_owed_since_timestamp_seconds,repo=1,stanza=main", LAST - DAY)
+    ]
+
+
+def test_that_pgbackrest_does_not_answer_is_a_metric() -> None:
+    found = metrics(facts(repositories=[], repositories_error="no such program"))
+    assert found["pgchroma_backup_repositories_answer"] == 0
+    assert not [key for key in found if key.startswith("pgchroma_backup_repository_status")]
+    assert found["pgchroma_backup_critical_checks_failed"] == 1
 
 
 @pytest.mark.parametrize(

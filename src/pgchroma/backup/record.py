@@ -83,6 +83,7 @@ async def record_drill(
     database_url: str | None,
     directory: Path,
     *,
+    repository: int,
     result: str,
     started_at: datetime,
     duration_seconds: float,
@@ -95,6 +96,7 @@ async def record_drill(
     receipt = state.write_drill(
         directory,
         {
+            "repository": repository,
             "result": result,
             "started_at": started_at.isoformat(),
             "duration_seconds": duration_seconds,

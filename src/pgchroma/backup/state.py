@@ -69,7 +69,7 @@ def _write(directory: Path, name: str, content: dict[str, Any]) -> Path:
     write_atomically(path, text)
     write_atomically(directory / "latest.json", text)
     files = sorted(
-        (item for item in directory.glob("*.json") if item.name != "latest.json"),
+        (item for item in directory.glob("*.json") if not item.name.startswith("latest")),
         key=lambda item: item.stat().st_mtime,
     )
     for old in files[:-_KEPT_FILES]:
@@ -148,14 +148,33 @@ def read_point(path: Path) -> Recorded:
 
 
 def write_drill(state: Path, content: dict[str, Any]) -> Path:
-    """Write a drill's receipt; return the file."""
+    """Write a drill's receipt, also as the latest of its repository; return the file."""
     name = str(content["started_at"]).replace(":", "").replace("+0000", "Z")
-    return _write(state / "drills", name, {"format": DRILL_FORMAT, **content})
+    path = _write(state / "drills", name, {"format": DRILL_FORMAT, **content})
+    write_atomically(path.with_name(f"latest-{content['repository']}.json"), path.read_text(encoding="utf-8"))
+    return path
 
 
-def read_drill(state: Path) -> dict[str, Any] | None:
-    """Return the newest drill's receipt, or None where there was no drill yet; ConfigurationError when it is damaged."""
-    path = state / "drills" / "latest.json"
-    if not path.exists():
-        return None
-    return read_json(path, "a drill that `pgchroma backup record-drill` wrote", DRILL_FORMAT)
+def read_drills(state: Path) -> list[dict[str, Any]]:
+    """Return the newest drill's receipt of each repository, or nothing where there was no drill yet.
+
+    Where the receipts do not say of which repository they are, it is the newest of all, of repository 0.
+
+    Raises:
+        ConfigurationError: one is damaged.
+    """
+    files = sorted((state / "drills").glob("latest-*.json")) or [
+        path for path in [state / "drills" / "latest.json"] if path.exists()
+    ]
+    what = "a drill that `pgchroma backup record-drill` wrote"
+    return [{"repository": 0, **read_json(path, what, DRILL_FORMAT)} for path in files]
+
+
+def read_first_backups(state: Path) -> dict[int, float]:
+    """Return when the first backup was taken into each repository, in seconds since 1970; what cannot be read is left out."""
+    found: dict[int, float] = {}
+    for path in state.glob("first-backup-*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found[int(content["repository"]["number"])] = datetime.fromisoformat(content["time"]).timestamp()
+    return found

@@ -43,8 +43,9 @@ class Facts:
 
     Attributes:
         now: seconds since 1970, when this was collected.
-        drill: the newest drill's receipt.
         point: the newest restore point with digests.
+        drills: the newest drill's receipt of each repository.
+        first_backups: when the first backup was taken into each repository.
     """
 
     stanza: str
@@ -54,17 +55,35 @@ class Facts:
     archiver: Archiver | None = None
     point: StoredPoint | None = None
     database_error: str = ""
-    drill: dict[str, Any] | None = None
+    drills: list[dict[str, Any]] = field(default_factory=list)
     drill_error: str = ""
+    first_backups: dict[int, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the facts as a JSON object."""
         return asdict(self)
 
     @property
-    def drill_started(self) -> float | None:
-        """When the newest drill began, in seconds since 1970."""
-        return datetime.fromisoformat(self.drill["started_at"]).timestamp() if self.drill else None
+    def drills_by_repository(self) -> dict[int, dict[str, Any]]:
+        """The newest drill's receipt by its repository; those of repositories that are no more are left out."""
+        known = {0, *(item.key for item in self.repositories)}
+        return {
+            drill["repository"]: drill
+            for drill in self.drills
+            if self.repositories_error or drill["repository"] in known
+        }
+
+    @property
+    def never_drilled(self) -> dict[int, float]:
+        """Since when there has been a backup in the repositories that were never drilled, in seconds since 1970."""
+        drilled = self.drills_by_repository
+        keys = [item.key for item in self.repositories if item.key not in drilled and 0 not in drilled]
+        return {key: self.first_backups[key] for key in keys if key in self.first_backups}
+
+
+def drill_started(drill: dict[str, Any]) -> float:
+    """Return when a drill began, in seconds since 1970."""
+    return datetime.fromisoformat(drill["started_at"]).timestamp()
 
 
 async def collect(
@@ -85,9 +104,10 @@ async def collect(
             error.message if isinstance(error, PgchromaError) else str(error).strip().partition("\n")[0]
         )
     try:
-        facts.drill = state.read_drill(directory)
+        facts.drills = state.read_drills(directory)
     except PgchromaError as error:
         facts.drill_error = error.message
+    facts.first_backups = state.read_first_backups(directory)
     return facts
 
 
@@ -110,7 +130,7 @@ def _limited(ident: str, value: float, limits: Limits, detail: str, hint: str) -
 
 def judge(facts: Facts, thresholds: Thresholds) -> list[Check]:
     """Return the outcome of every check of the facts."""
-    return [*_repositories(facts, thresholds), *_archiving(facts, thresholds), *_drill(facts, thresholds)]
+    return [*_repositories(facts, thresholds), *_archiving(facts, thresholds), *_drills(facts, thresholds)]
 
 
 def _repositories(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
@@ -130,7 +150,7 @@ def _repositories(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
             "critical",
             repository.code == 0,
             repository.message,
-            "run playbooks/backup.yml; if the repository cannot be reached, see docs/runbooks/",
+            repository.remedy,
         )
         for ident, types, limits in (
             (f"{name}-full", ("full",), thresholds.full_age),
@@ -138,7 +158,8 @@ def _repositories(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
         ):
             newest = repository.newest(*types)
             if newest is None:
-                yield check(ident, "critical", False, "there is none", "run playbooks/backup.yml")
+                detail = "there is none without damaged pages" if repository.backups else "there is none"
+                yield check(ident, "critical", False, detail, "run playbooks/backup.yml")
                 continue
             old = facts.now - newest.stopped
             yield _limited(
@@ -148,14 +169,13 @@ def _repositories(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
                 f"{newest.label}, {age(old)} old",
                 "see why the timer's last run failed: systemctl list-timers, journalctl",
             )
-        newest = repository.newest()
-        if newest is not None:
+        last = repository.last
+        if last is not None:
             yield check(
                 f"{name}-sound",
                 "critical",
-                not newest.damaged,
-                f"{newest.label}: "
-                + ("pages with a wrong checksum" if newest.damaged else "no damaged pages"),
+                not last.damaged,
+                f"{last.label}: " + ("pages with a wrong checksum" if last.damaged else "no damaged pages"),
                 "the cluster itself is damaged: fail over or restore an older set, see docs/runbooks/",
             )
 
@@ -231,27 +251,33 @@ def _digests(facts: Facts) -> Check:
     )
 
 
-def _drill(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
-    if facts.drill is None or facts.drill_started is None:
-        yield check(
-            "drill",
-            "warning",
-            False,
-            facts.drill_error or "no backup was ever restored for a test",
-            "run playbooks/restore_drill.yml",
-        )
+def _drills(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
+    if facts.drill_error:
+        yield check("drill", "warning", False, facts.drill_error, "run playbooks/restore_drill.yml")
+    drilled = facts.drills_by_repository
+    if 0 in drilled:
+        yield from _drill("drill", drilled[0], facts.now, thresholds.drill_age)
         return
-    drill = facts.drill
-    succeeded = drill["result"] == "ok"
+    # They take turns, so each may be as much older as there are others.
+    turns = max(1, len(facts.repositories))
+    limits = Limits(thresholds.drill_age.warning * turns, thresholds.drill_age.critical * turns)
+    for key in sorted({*drilled, *(item.key for item in facts.repositories)}):
+        name = f"repository-{key}-drill"
+        if key in drilled:
+            yield from _drill(name, drilled[key], facts.now, limits)
+        else:
+            hint = f"run playbooks/restore_drill.yml with -e restore_drill_repository={key}"
+            yield check(name, "warning", False, "no backup in it was ever restored for a test", hint)
+
+
+def _drill(name: str, drill: dict[str, Any], now: float, limits: Limits) -> Iterator[Check]:
     message = f": {drill['message']}" if drill.get("message") else ""
     yield check(
-        "drill",
+        name,
         "critical",
-        succeeded,
+        drill["result"] == "ok",
         f"{drill['result']} after {age(drill['duration_seconds'])}{message}",
         "backups may be useless: read the drill's receipt and its log, then run playbooks/restore_drill.yml",
     )
-    old = facts.now - facts.drill_started
-    yield _limited(
-        "drill-age", old, thresholds.drill_age, f"{age(old)} old", "run playbooks/restore_drill.yml"
-    )
+    old = now - drill_started(drill)
+    yield _limited(f"{name}-age", old, limits, f"{age(old)} old", "run playbooks/restore_drill.yml")

@@ -8,7 +8,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from pgchroma.backup.pgbackrest import TYPES
-from pgchroma.backup.status import Facts, Thresholds
+from pgchroma.backup.status import Facts, Thresholds, drill_started
 from pgchroma.exit_codes import NagiosCode
 from pgchroma.verify.checks import Check
 
@@ -60,10 +60,12 @@ def _performance(facts: Facts, thresholds: Thresholds) -> Iterator[str]:
         yield f"wal_files={facts.archiver.ready_files};{limits.warning:.0f};{limits.critical:.0f};0"
         limits = thresholds.wal_age
         yield f"wal_age={facts.archiver.oldest_ready_seconds:.0f}s;{limits.warning:.0f};{limits.critical:.0f};0"
-    if facts.drill is not None and facts.drill_started is not None:
-        limits = thresholds.drill_age
-        yield f"drill_age={facts.now - facts.drill_started:.0f}s;{limits.warning:.0f};{limits.critical:.0f};0"
-        yield f"drill_duration={facts.drill['duration_seconds']:.1f}s;;;0"
+    for key, drill in sorted(facts.drills_by_repository.items()):
+        name = f"repo{key}_drill" if key else "drill"
+        limits, turns = thresholds.drill_age, max(1, len(facts.repositories)) if key else 1
+        old = facts.now - drill_started(drill)
+        yield f"{name}_age={old:.0f}s;{limits.warning * turns:.0f};{limits.critical * turns:.0f};0"
+        yield f"{name}_duration={drill['duration_seconds']:.1f}s;;;0"
 
 
 class _Metrics(Collector):
@@ -80,14 +82,18 @@ class _Metrics(Collector):
 def prometheus(facts: Facts, checks: Sequence[Check]) -> str:
     """Return the metrics as Prometheus' text; what is not known is left out, so that absent() and age alerts fire."""
     registry = CollectorRegistry()
-    registry.register(_Metrics([*_backup_metrics(facts), *_other_metrics(facts, checks)]))
+    registry.register(
+        _Metrics([*_backup_metrics(facts), *_drill_metrics(facts), *_other_metrics(facts, checks)])
+    )
     return generate_latest(registry).decode()
 
 
 def _backup_metrics(facts: Facts) -> list[Metric]:
     labels = ["stanza", "repo", "type"]
     stopped = GaugeMetricFamily(
-        "pgchroma_backup_last_timestamp_seconds", "When the newest backup of a type ended.", labels=labels
+        "pgchroma_backup_last_timestamp_seconds",
+        "When the newest backup of a type without damaged pages ended.",
+        labels=labels,
     )
     took = GaugeMetricFamily(
         "pgchroma_backup_last_duration_seconds", "How long the newest backup of a type took.", labels=labels
@@ -108,7 +114,9 @@ def _backup_metrics(facts: Facts) -> list[Metric]:
         "What all backups take in the repository, without WAL.",
         labels=short,
     )
-    count = GaugeMetricFamily("pgchroma_backup_count", "Backups in the repository.", labels=labels)
+    count = GaugeMetricFamily(
+        "pgchroma_backup_count", "Backups without damaged pages in the repository.", labels=labels
+    )
     code = GaugeMetricFamily(
         "pgchroma_backup_repository_status", "pgBackRest's status of the repository; 0 is good.", labels=short
     )
@@ -116,17 +124,45 @@ def _backup_metrics(facts: Facts) -> list[Metric]:
         key = str(repository.key)
         code.add_metric([facts.stanza, key], repository.code)
         size.add_metric([facts.stanza, key], sum(item.repository_bytes for item in repository.backups))
-        newest = repository.newest()
-        if newest is not None:
-            damaged.add_metric([facts.stanza, key], float(newest.damaged))
+        last = repository.last
+        if last is not None:
+            damaged.add_metric([facts.stanza, key], float(last.damaged))
         for kind in TYPES:
-            count.add_metric([facts.stanza, key, kind], sum(item.type == kind for item in repository.backups))
+            count.add_metric([facts.stanza, key, kind], sum(item.type == kind for item in repository.sound))
             found = repository.newest(kind)
             if found is not None:
                 stopped.add_metric([facts.stanza, key, kind], found.stopped)
                 took.add_metric([facts.stanza, key, kind], found.stopped - found.started)
                 cluster.add_metric([facts.stanza, key, kind], found.cluster_bytes)
     return [stopped, took, cluster, damaged, size, count, code]
+
+
+def _drill_metrics(facts: Facts) -> list[Metric]:
+    labels = ["stanza", "repo"]
+    began = GaugeMetricFamily(
+        "pgchroma_restore_drill_timestamp_seconds", "When the last restore drill began.", labels=labels
+    )
+    took = GaugeMetricFamily(
+        "pgchroma_restore_drill_duration_seconds",
+        "From its beginning to an answering, checked copy.",
+        labels=labels,
+    )
+    held = GaugeMetricFamily(
+        "pgchroma_restore_drill_success", "1 if the last restore drill held.", labels=labels
+    )
+    owed = GaugeMetricFamily(
+        "pgchroma_restore_drill_owed_since_timestamp_seconds",
+        "When the first backup was taken into a repository that was never drilled.",
+        labels=labels,
+    )
+    for key, drill in sorted(facts.drills_by_repository.items()):
+        of = [facts.stanza, str(key)]
+        began.add_metric(of, drill_started(drill))
+        took.add_metric(of, drill["duration_seconds"])
+        held.add_metric(of, float(drill["result"] == "ok"))
+    for key, since in sorted(facts.never_drilled.items()):
+        owed.add_metric([facts.stanza, str(key)], since)
+    return [began, took, held, owed]
 
 
 def _other_metrics(facts: Facts, checks: Sequence[Check]) -> Iterator[Metric]:
@@ -163,21 +199,22 @@ def _other_metrics(facts: Facts, checks: Sequence[Check]) -> Iterator[Metric]:
             "When digests were last recorded.",
             facts.point.created_at.timestamp(),
         )
-    if facts.drill is not None:
-        yield from gauge(
-            "restore_drill_timestamp_seconds", "When the last restore drill began.", facts.drill_started
-        )
-        yield from gauge(
-            "restore_drill_duration_seconds",
-            "From its beginning to an answering, checked copy.",
-            facts.drill["duration_seconds"],
-        )
-        yield from gauge(
-            "restore_drill_success", "1 if the last restore drill held.", float(facts.drill["result"] == "ok")
-        )
-    for severity in ("critical", "warning"):
-        failed = sum(item.status == "failed" and item.severity == severity for item in checks)
-        yield from gauge(
-            f"backup_{severity}_checks_failed", f"Failed {severity} checks of backup status.", failed
-        )
+    # Without an answer the series above are not there, and no rule about them can hold: these say so.
+    yield from gauge(
+        "backup_repositories_answer",
+        "1 if pgBackRest told about its repositories.",
+        float(not facts.repositories_error),
+    )
+    yield from gauge(
+        "backup_database_answers",
+        "1 if PostgreSQL told about its archiving.",
+        float(facts.archiver is not None),
+    )
+    failed = [item.severity for item in checks if item.status == "failed"]
+    yield from gauge(
+        "backup_critical_checks_failed", "Failed critical checks of backup status.", failed.count("critical")
+    )
+    yield from gauge(
+        "backup_warning_checks_failed", "Failed warning checks of backup status.", failed.count("warning")
+    )
     yield from gauge("backup_status_timestamp_seconds", "When this was written.", facts.now)

@@ -121,6 +121,13 @@ def record_digests(
 @database_options
 @state_option
 @_label
+@click.option(
+    "--repository",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of the repository that it restored from; 0 where that does not matter.",
+)
 @click.option("--result", type=click.Choice(["ok", "failed"]), required=True, help="How the drill ended.")
 @click.option(
     "--started",
@@ -148,6 +155,7 @@ def record_drill(
     database_password_file: Path | None,
     state_dir: Path,
     backup_label: str | None,
+    repository: int,
     result: str,
     started: str,
     duration_seconds: float,
@@ -161,6 +169,7 @@ def record_drill(
         record.record_drill(
             with_password(database_url, database_password_file) if database_url else None,
             state_dir,
+            repository=repository,
             result=result,
             started_at=_time(started),
             duration_seconds=duration_seconds,

@@ -63,7 +63,11 @@ def _limits(flag: str, default: str, text: str) -> Callable[[Command], Command]:
 @_limits("--backup-age", "26h:50h", "Age of the newest backup of any type.")
 @_limits("--wal-age", "3m:10m", "How long the oldest finished WAL file has been waiting to be archived.")
 @_limits("--ready-files", "8:64", "How many finished WAL files wait to be archived.")
-@_limits("--drill-age", "9d:16d", "Age of the last restore drill.")
+@_limits(
+    "--drill-age",
+    "9d:16d",
+    "Age of the last restore drill, times the number of repositories, which take turns.",
+)
 @click.option(
     "--output",
     "target",
@@ -93,7 +97,7 @@ def backup_status(
     target: Path | None,
     fmt: str,
 ) -> int:
-    """Show how fresh and how sound backups are, whether WAL is archived, and how the last restore drill ended.
+    """Show how fresh and how sound backups are, whether WAL is archived, and how the last restore drill of each repository ended.
 
     Runs as postgres or root. Ends with exit code 8 when a critical check fails; as prometheus always with 0; as nagios with
     Nagios' own codes.

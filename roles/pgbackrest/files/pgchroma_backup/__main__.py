@@ -77,12 +77,16 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--dry-run", action="store_true", help="say what it would do, changing nothing")
     added = verb("restore-point", "make a named restore point and archive it")
     added.add_argument("--name", required=True)
-    verb("drill", "restore the newest backup apart from the cluster, prove it, time it, remove it")
+    added = verb("drill", "restore the newest backup apart from the cluster, prove it, time it, remove it")
+    added.add_argument(
+        "--repository", type=int, default=0, help="its number; without it the one drilled longest ago"
+    )
     verb("stanza", "create the stanza in repositories that do not hold it")
     added = verb("check-config", "have pgBackRest read a configuration file")
     added.add_argument("--file", required=True)
     added = verb("alert", "hand the failure of a unit to the operator's command")
     added.add_argument("--unit", required=True)
+    added.add_argument("--clear", action="store_true", help="take its alert back: it has ended well")
     return top
 
 
@@ -119,10 +123,10 @@ def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
         "side-remove": lambda: finished(host, words.directory),
         "restore-finish": lambda: (point.finish_plan if words.dry_run else point.finish)(host, words.keep),
         "restore-point": lambda: point.create(host, words.name),
-        "drill": lambda: drill.run(host),
+        "drill": lambda: drill.run(host, words.repository),
         "stanza": lambda: repositories.create(host),
         "check-config": lambda: repositories.check_configuration(host, words.file),
-        "alert": lambda: alert.run(host, words.unit),
+        "alert": lambda: (alert.clear if words.clear else alert.run)(host, words.unit),
     }
     return verbs[words.verb]()
 

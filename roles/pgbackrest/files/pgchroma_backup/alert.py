@@ -12,6 +12,19 @@ from .errors import BackupError
 from .settings import Settings
 
 
+def name_of(unit: str) -> str:
+    """Return the name of the file that holds a unit's alert for as long as it stands."""
+    return f"alert-{unit}.json"
+
+
+def clear(settings: Settings, unit: str) -> dict[str, Any]:
+    """Take the alert of a unit back, because it has ended well since; the journal still tells of it."""
+    path = settings.state / name_of(unit)
+    stood = path.exists()
+    path.unlink(missing_ok=True)
+    return {"kind": "alert-cleared", "unit": unit, "stood": stood}
+
+
 def run(settings: Settings, unit: str) -> dict[str, Any]:
     """Write the alert of a failed unit, and give it as JSON to the alert command's standard input.
 
@@ -31,7 +44,7 @@ def run(settings: Settings, unit: str) -> dict[str, Any]:
         "state": dict(line.partition("=")[::2] for line in shown.output.splitlines()),
         "journal": journal.output.splitlines(),
     }
-    receipts.write(settings, f"alert-{unit}.json", alert)
+    receipts.write(settings, name_of(unit), alert)
     if not settings.alert_command:
         return alert
     command = list(settings.alert_command)

@@ -121,16 +121,58 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
             "Nothing was expired. Find the table with `pg_amcheck --all` and `SELECT ...::regclass`, restore the newest backup before it "
             "(restore.yml with set), then take a full backup",
         )
+    if entry["type"] == "full":
+        drop_damaged(settings, repository)
     engine.pgbackrest(
         settings, f"expiring old backups of {repository}", "expire", f"--repo={repository.number}"
     )
     forget(settings, repository)
+    note_first(settings, repository)
     return receipt
+
+
+def built_on(entry: dict[str, Any], entries: list[dict[str, Any]]) -> set[str]:
+    """Return the labels of the backups that one is built on, its full one last of all."""
+    by_label = {other["label"]: other for other in entries}
+    found: set[str] = set()
+    while entry["prior"] in by_label:
+        entry = by_label[entry["prior"]]
+        found.add(entry["label"])
+    return found
+
+
+def drop_damaged(settings: Settings, repository: Repository) -> None:
+    """Remove damaged backups that no good one is built on, now that there is a good full one.
+
+    Retention counts a damaged one like any other: left there, it would push a good one out.
+    """
+    entries = labels(settings, repository)
+    needed = {label for entry in entries if not entry["error"] for label in built_on(entry, entries)}
+    # The newest first: what is built on a damaged one goes before it.
+    for entry in reversed(entries):
+        if entry["error"] and entry["label"] not in needed:
+            options = (f"--repo={repository.number}", f"--set={entry['label']}")
+            engine.pgbackrest(
+                settings, f"removing the damaged {entry['label']} of {repository}", "expire", *options
+            )
 
 
 def keep(settings: Settings, receipt: dict[str, Any]) -> None:
     """Write the receipt of a backup."""
     receipts.write(settings, f"backup-{receipt['label']}-{receipt['repository']['name']}.json", receipt)
+
+
+def first_into(repository: Repository) -> str:
+    """Return the name of the receipt that outlives every backup: since when there has been one to drill."""
+    return f"first-backup-{repository.name}.json"
+
+
+def note_first(settings: Settings, repository: Repository) -> None:
+    """Note when the first backup was taken into a repository, once."""
+    name = first_into(repository)
+    if receipts.read(settings, name) is None:
+        where = {"number": repository.number, "name": repository.name}
+        receipts.write(settings, name, {"kind": "first-backup", "repository": where, "time": receipts.now()})
 
 
 def forget(settings: Settings, repository: Repository) -> None:

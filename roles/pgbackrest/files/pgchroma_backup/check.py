@@ -6,9 +6,9 @@ import time
 from datetime import datetime
 from typing import Any
 
-from . import backup, engine, receipts
+from . import backup, drill, engine, receipts
 from .errors import BackupError
-from .settings import Settings
+from .settings import Repository, Settings
 
 ARCHIVER = """
 SELECT current_setting('archive_mode'),
@@ -76,21 +76,41 @@ def ages(settings: Settings) -> list[dict[str, str]]:
     return found
 
 
-def drill(settings: Settings) -> dict[str, str]:
-    """Judge the last restore drill: it must have succeeded, and not too long ago. None counts from the first backup on."""
-    limit = settings.drill_age_days_maximum
-    last = receipts.read(settings, "drill.json")
-    hint = "run restore_drill.yml"
+def drills(settings: Settings) -> list[dict[str, str]]:
+    """Judge the last drill of each repository: it must have held, and not too long ago. None counts from the first backup on.
+
+    Repositories take turns, so each may be as much older as there are others.
+    """
+    repositories = drill.in_turn(settings)
+    limit = settings.drill_age_days_maximum * len(repositories)
+    return [last_drill(settings, repository, limit) for repository in repositories]
+
+
+def last_drill(settings: Settings, repository: Repository, limit: int) -> dict[str, str]:
+    """Judge the last drill of one repository."""
+    name, hint = (
+        f"drill.{repository.name}",
+        f"run restore_drill.yml with -e restore_drill_repository={repository.number}",
+    )
+    last = receipts.read(settings, drill.last_of(repository))
     if last is None:
-        oldest = [path.stat().st_mtime for path in settings.state.glob("backup-*.json")]
-        days = (time.time() - min(oldest)) / 86400 if oldest else 0.0
-        problem = f"no backup has been restored for {days:.0f} days (at most {limit})" if days > limit else ""
-        return result("drill", problem, "none yet", hint)
-    finished = datetime.fromisoformat(last["finished"].replace("Z", "+00:00"))
-    days = (time.time() - finished.timestamp()) / 86400
+        first = receipts.read(settings, backup.first_into(repository))
+        days = days_since(first["time"]) if first else 0.0
+        problem = (
+            f"no backup in {repository} has been restored for {days:.0f} days (at most {limit})"
+            if days > limit
+            else ""
+        )
+        return result(name, problem, "none yet", hint)
+    days = days_since(last["finished"])
     detail = f"{last['result']}, {days:.1f} days ago (at most {limit}), {last['seconds']} s, {last['backup_label']}"
     bad = last["result"] != "ok" or days > limit
-    return result("drill", f"{detail}: {last['detail']}" if bad else "", detail, hint)
+    return result(name, f"{detail}: {last['detail']}" if bad else "", detail, hint)
+
+
+def days_since(stamp: str) -> float:
+    """Return how many days ago a receipt's moment was."""
+    return (time.time() - datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()) / 86400
 
 
 def run(settings: Settings) -> list[dict[str, Any]]:
@@ -105,7 +125,7 @@ def run(settings: Settings) -> list[dict[str, Any]]:
         found += ages(settings)
     except BackupError as error:
         found.append(result("backup", error.message, "", error.hint))
-    found.append(drill(settings))
+    found += drills(settings)
     failed = [entry["id"] for entry in found if entry["status"] != "ok"]
     receipts.write(
         settings, "check.json", {"kind": "check", "time": receipts.now(), "ok": not failed, "checks": found}

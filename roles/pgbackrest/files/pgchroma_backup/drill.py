@@ -10,7 +10,38 @@ from typing import Any
 
 from . import backup, engine, receipts, restore, side, target
 from .errors import BackupError, DamagedError
-from .settings import Settings
+from .settings import Repository, Settings
+
+LAST = "drill.json"
+HINT = "run backup.yml; it records them after the backup"
+
+
+def last_of(repository: Repository) -> str:
+    """Return the name of the receipt of a repository's last drill; that of the last of all is LAST."""
+    return f"drill-{repository.name}.json"
+
+
+def in_turn(settings: Settings) -> tuple[Repository, ...]:
+    """Return the repositories that drills go through: all, or the one that the settings name."""
+    if settings.drill_repository:
+        return (settings.repository(settings.drill_repository),)
+    return settings.repositories
+
+
+def turn(settings: Settings, number: int) -> Repository:
+    """Return the repository whose turn it is: the one named, else the one whose last drill, held or not, is longest ago.
+
+    Raises:
+        BackupError: there is none of that number.
+    """
+    if number:
+        return settings.repository(number)
+
+    def ended(repository: Repository) -> str:
+        receipt = receipts.read(settings, last_of(repository))
+        return str(receipt["finished"]) if receipt else ""
+
+    return min(in_turn(settings), key=ended)
 
 
 def digests_file(settings: Settings) -> Path:
@@ -18,26 +49,34 @@ def digests_file(settings: Settings) -> Path:
     return settings.state / "digests" / "latest.json"
 
 
-def wanted(settings: Settings) -> dict[str, Any]:
-    """Return the drill as a side restore of the newest backup to the point after it at which digests were recorded.
+def recorded(settings: Settings) -> dict[str, Any]:
+    """Return the newest restore point at which digests were recorded, with them.
 
     Raises:
-        BackupError: no digests were recorded after the newest backup, so nothing could be compared.
+        BackupError: there is none.
     """
-    hint = "run backup.yml; it records them after the backup"
     try:
-        point = json.loads(digests_file(settings).read_text(encoding="utf-8"))
+        point: dict[str, Any] = json.loads(digests_file(settings).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BackupError(f"no digests of the collections are recorded: {error}", hint) from error
-    anywhere = target.read({"latest": True, "repository": settings.drill_repository})
+        raise BackupError(f"no digests of the collections are recorded: {error}", HINT) from error
+    return point
+
+
+def wanted(settings: Settings, repository: Repository, point: dict[str, Any]) -> dict[str, Any]:
+    """Return the drill as a side restore of a repository's newest backup to a point at which digests were recorded.
+
+    Raises:
+        BackupError: the repository cannot be read, or its newest backup was taken after the point, so nothing could be compared.
+    """
+    anywhere = target.read({"latest": True, "repository": repository.number})
     number, info = target.choose_repository(settings, anywhere, lambda one: engine.information(settings, one))
     good = [entry for entry in backup.backups_of(info, number) if not entry["error"]]
     if not good:
-        raise BackupError(f"{settings.repository(number)} holds no backup without errors", hint)
+        raise BackupError(f"{repository} holds no backup without errors", HINT)
     newest = good[-1]
     if target.lsn_number(newest["lsn"]["stop"]) > target.lsn_number(point["lsn"]):
         raise BackupError(
-            f"no digests were recorded after {newest['label']}; the last are of {point['point']}", hint
+            f"no digests were recorded after {newest['label']}; the last are of {point['point']}", HINT
         )
     return {
         "name": point["point"],
@@ -49,7 +88,7 @@ def wanted(settings: Settings) -> dict[str, Any]:
     }
 
 
-def prove(settings: Settings, place: Path) -> dict[str, Any]:
+def prove(settings: Settings, place: Path, point: dict[str, Any]) -> dict[str, Any]:
     """Run pgchroma's checks on the copy: indexes by amcheck, digests as recorded, a vector query.
 
     Raises:
@@ -59,9 +98,13 @@ def prove(settings: Settings, place: Path) -> dict[str, Any]:
     if not settings.pgchroma_command:
         hint = "set pgbackrest_pgchroma_command; a copy without these checks is not proven"
         raise BackupError("there is no pgchroma on this host to prove the restored collections with", hint)
+    # What it was restored to, and not what a backup that ended meanwhile has recorded.
+    digests = place / "digests.json"
+    digests.write_text(json.dumps(point), encoding="utf-8")
+    side.own(digests)
     command = [settings.pgchroma_command, "backup", "check-restored", "--format", "json"]
     command += ["--database-url", backup.database_url(settings, f"{place}/socket", settings.drill_port)]
-    command += ["--state-dir", settings.state_dir, "--digests", str(digests_file(settings))]
+    command += ["--state-dir", settings.state_dir, "--digests", str(digests)]
     done = engine.run(command, timeout=7200)
     text = engine.readable(done.output.strip())
     if done.status != 0:
@@ -90,34 +133,33 @@ def check_pages(settings: Settings, place: Path) -> str:
     return " ".join(done.output.split())
 
 
-def run(settings: Settings) -> dict[str, Any]:
-    """Carry out the drill and return its receipt, which is drill.json whatever the result.
+def run(settings: Settings, number: int = 0) -> dict[str, Any]:
+    """Carry out the drill and return its receipt, which is also kept as drill.json and drill-NAME.json, whatever the result.
 
     Raises:
         BackupError: the backup could not be restored or is not what was backed up.
     """
     with receipts.alone(settings, "drill"):
         started = time.time()
+        repository = turn(settings, number)
         receipt: dict[str, Any] = {
             "kind": "drill",
             "started": receipts.stamp(started),
+            "repository": repository.number,
+            "repository_name": repository.name,
             "backup_label": "",
             "result": "failed",
         }
         place = Path(settings.drill_directory)
         try:
-            goal = wanted(settings)
+            point = recorded(settings)
+            goal = wanted(settings, repository, point)
             found = restore.plan(settings, goal)
             receipt["point"] = goal["name"]
-            receipt |= {
-                "backup_label": found["set"],
-                "repository": found["repository"],
-                "bytes": found["bytes"],
-            }
-            receipt["command"] = found["command"]
+            receipt |= {"backup_label": found["set"], "bytes": found["bytes"], "command": found["command"]}
             side.copy(settings, place, settings.drill_port, found)
             receipt["restore_seconds"] = round(time.time() - started, 1)
-            receipt["checks"] = prove(settings, place)
+            receipt["checks"] = prove(settings, place, point)
             side.stop(settings, place)
             receipt["pages"] = check_pages(settings, place)
             receipt |= {"result": "ok", "detail": "restored, proven and removed"}
@@ -128,7 +170,8 @@ def run(settings: Settings) -> dict[str, Any]:
             if (place / side.MARKER).exists():
                 side.remove(settings, settings.drill_directory)
             receipt |= {"finished": receipts.now(), "seconds": round(time.time() - started, 1)}
-            receipts.write(settings, "drill.json", receipt)
+            for name in (LAST, last_of(repository)):
+                receipts.write(settings, name, receipt)
             note(settings, receipt)
         return receipt
 
@@ -147,6 +190,8 @@ def note(settings: Settings, receipt: dict[str, Any]) -> None:
     command += [
         "--state-dir",
         settings.state_dir,
+        "--repository",
+        str(receipt["repository"]),
         "--result",
         receipt["result"],
         "--duration",

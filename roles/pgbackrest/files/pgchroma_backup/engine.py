@@ -36,6 +36,24 @@ MEANINGS = (
         CONFIGURATION,
     ),
     (
+        r"known hosts failure",
+        "the host is not known over SSH, or has another key than the known one",
+        "compare its /etc/ssh/ssh_host_*_key.pub with what `ssh-keyscan` says; then put all of them into /var/lib/postgresql/.ssh/known_hosts",
+        CONFIGURATION,
+    ),
+    (
+        r"public key authentication failed",
+        "the host does not let this one in over SSH",
+        "private_key_file must be there and readable for postgres, its .pub in the authorized_keys of host_user on that host",
+        CONFIGURATION,
+    ),
+    (
+        r"sftp error \[3\]",
+        "the user on that host may not write there",
+        "give the repository's path there to host_user",
+        CONFIGURATION,
+    ),
+    (
         r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|certificate|unable to find hostname",
         "the service does not take the credentials, or its certificate does not fit",
         "correct s3_key and s3_key_secret; storage_ca_file must hold the authority of its certificate",
@@ -55,7 +73,7 @@ MEANINGS = (
     ),
     (
         r"HostConnectError|unable to connect|unable to get address|Connection refused|Connection timed out|No route to host"
-        r"|TLS error|ServiceError|\[ProtocolError\]|HTTP request failed|unable to load info file|unable to find a valid repository"
+        r"|timeout connecting to|TLS error|ServiceError|\[ProtocolError\]|HTTP request failed|unable to load info file|unable to find a valid repository"
         r"|missing stanza path",
         "the repository cannot be reached, or holds nothing of this stanza",
         "see that its host answers, that its disk is mounted and that the credentials are right, then run this again",

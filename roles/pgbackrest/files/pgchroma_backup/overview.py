@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import backup, engine, receipts
+from . import backup, drill, engine, receipts
 from .settings import Settings
 
 MEGABYTE = 1 << 20
@@ -38,6 +38,7 @@ def run(settings: Settings) -> dict[str, Any]:
             for entry in info["archive"]
             if entry["database"]["repo-key"] == repository.number
         ]
+        last = receipts.read(settings, drill.last_of(repository))
         rows = [row(entry) for entry in backup.backups_of(info, repository.number)]
         found.append(
             {
@@ -49,6 +50,7 @@ def run(settings: Settings) -> dict[str, Any]:
                 "hint": fault.hint if fault else "",
                 "backups": rows,
                 "archive": ranges,
+                "drill": last,
             }
         )
         lines.append(str(repository)[0].upper() + str(repository)[1:])
@@ -65,19 +67,18 @@ def run(settings: Settings) -> dict[str, Any]:
         lines += [
             f"  WAL {entry['first']} to {entry['last']} ({entry['id']})" for entry in ranges if entry["first"]
         ]
-    last = receipts.read(settings, "drill.json")
-    lines.append(
-        f"Last drill: {last['result']}, {last['finished']}, {last['seconds']} s"
-        if last
-        else "Last drill: none yet"
-    )
+        lines.append(
+            f"  last drill: {last['result']}, {last['finished']}, {last['seconds']} s"
+            if last
+            else "  last drill: none yet"
+        )
     points = receipts.read(settings, "restore-points.json") or {"points": []}
     lines += [f"Restore point {entry['name']}: {entry['time']}, {entry['lsn']}" for entry in points["points"]]
     return {
         "kind": "info",
         "stanza": settings.stanza,
         "repositories": found,
-        "drill": last,
+        "drill": receipts.read(settings, drill.LAST),
         **points,
         "text": "\n".join(lines),
     }

@@ -6,7 +6,7 @@ import re
 import time
 from typing import Any
 
-from . import engine, receipts
+from . import backup, engine, receipts
 from .errors import BackupError, DamagedError
 from .settings import Repository, Settings
 
@@ -34,8 +34,13 @@ def problems(text: str) -> list[str]:
 
 
 def verify(settings: Settings, repository: Repository) -> dict[str, Any]:
-    """Verify one repository and return its result, damage included."""
+    """Verify one repository and return its result, damage included.
+
+    Raises:
+        BackupError: it cannot be read, or not with this passphrase; verify itself takes that for files that are not there.
+    """
     started = time.time()
+    backup.labels(settings, repository)
     options = (f"--repo={repository.number}", "--output=text", "--verbose", "--log-level-console=warn")
     text = engine.pgbackrest(settings, f"verifying {repository}", "verify", *options)
     found = problems(text)
