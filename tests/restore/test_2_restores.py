@@ -31,6 +31,7 @@ def now(cluster: Cluster) -> datetime:
         ({"name": "nobody-made-this"}, 9, "does not know the restore point"),
         ({"latest": True, "set": "20200101-000000F"}, 9, "no repository holds the set 20200101-000000F"),
         ({"latest": True, "repository": 7}, 3, "no repository 7"),
+        ({"latest": True, "timeline": 99}, 9, "no timeline 99"),
         ({"latest": True, "time": "2026-11-21 08:00:00Z"}, 2, "exactly one"),
         ({}, 2, "exactly one"),
         ({"latest": True, "tyme": "x"}, 2, "unknown keys: tyme"),
@@ -162,6 +163,35 @@ class TestMoments:
         rows = cluster.rows()
         assert cluster.restore(latest=True).status == 0
         assert cluster.rows() == rows
+
+    def test_between_two_backups_and_then_to_the_end(self, cluster: Cluster) -> None:
+        """The newest backup is on the timeline that was left: until there is a new one, an older one leads to the end of the archive."""
+        assert cluster("restore-finish", "--keep=restored").status == 0
+        assert cluster("backup", "--type=full", "--repository=1").status == 0
+        first, rows, moment = cluster.newest(1), cluster.rows(), now(cluster)
+        cluster.add(50)
+        assert cluster("backup", "--type=incr", "--repository=1").status == 0
+        second = cluster.newest(1)
+        answer = cluster.restore(time=moment.isoformat())
+        assert answer.status == 0, answer.text
+        left = answer.result["timeline"]
+        cluster.add(7)
+        assert cluster("restore-point", "--name=after-going-back").status == 0
+        named = cluster.plan(name="after-going-back")
+        assert named.result["set"] == first, named.text
+        answer = cluster.restore(latest=True)
+        assert answer.status == 0, answer.text
+        assert answer.result["set"] == first
+        assert cluster.rows() == rows + 7
+        # What was left behind can be had too, from the backup that is on it.
+        side = cluster.restore(latest=True, timeline=left, directory="/srv/side", port=5440)
+        assert side.status == 0, side.text
+        assert side.result["set"] == second
+        assert cluster.sql("SELECT count(*) FROM kept", socket="/srv/side/socket", port=5440) == str(
+            rows + 50
+        )
+        assert cluster("side-remove", "--directory", "/srv/side").status == 0
+        assert cluster("restore-finish", "--keep=restored").status == 0
 
     def test_after_the_last_wal(self, host: Host, cluster: Cluster) -> None:
         """The cluster is lost with WAL that was never archived: what was asked for is not there, and what is there can be had."""

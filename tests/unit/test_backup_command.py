@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-backup, engine, errors, recovery, restore, settings, target, verification = (
+backup, engine, errors, recovery, restore, settings, target, timelines, verification = (
     importlib.import_module(f"pgchroma_backup.{name}")
-    for name in ("backup", "engine", "errors", "recovery", "restore", "settings", "target", "verification")
+    for name in (
+        "backup",
+        "engine",
+        "errors",
+        "recovery",
+        "restore",
+        "settings",
+        "target",
+        "timelines",
+        "verification",
+    )
 )
 
 
@@ -50,14 +61,19 @@ def host(tmp_path: Path) -> Any:
     return settings.read(file)
 
 
-def entry(label: str, stop: float, lsn: str, *, error: bool = False, repository: int = 1) -> dict[str, Any]:
+def entry(
+    label: str, stop: float, lsn: str, *, error: bool = False, repository: int = 1, timeline: int = 1
+) -> dict[str, Any]:
     return {
         "label": label,
         "error": error,
         "timestamp": {"start": stop - 10, "stop": stop},
         "lsn": {"start": lsn, "stop": lsn},
         "database": {"id": 1, "repo-key": repository},
-        "archive": {"start": "000000010000000000000002", "stop": "000000010000000000000003"},
+        "archive": {
+            "start": f"{timeline:08X}0000000000000002",
+            "stop": f"{timeline:08X}0000000000000003",
+        },
     }
 
 
@@ -68,11 +84,25 @@ INFO = {
         entry("C", 3000, "1/0", error=True),
         entry("D", 2500, "0/6000000", repository=2),
     ],
+    "archive": [{"id": "17-1", "database": {"id": 1, "repo-key": 1}}],
     "repo": [
         {"key": 1, "status": {"code": 0, "message": "ok"}},
         {"key": 2, "status": {"code": 0, "message": "ok"}},
     ],
 }
+
+
+@pytest.fixture
+def archived(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have the archive hold these: what is in each folder, and the text of each history file."""
+
+    def hold(**files: str) -> None:
+        answers = {"archive/main/17-1" + name.replace("at_", "/"): text for name, text in files.items()}
+        answers = {name.replace("_history", ".history"): text for name, text in answers.items()}
+        answers["archive/main/17-1"] = answers.pop("archive/main/17-1names", "0000000100000000")
+        monkeypatch.setattr(timelines, "stored", lambda host, number, verb, path: answers[path])
+
+    return hold
 
 
 @pytest.mark.parametrize(
@@ -102,18 +132,104 @@ def test_a_time_is_read_with_its_zone(text: str, seconds: float) -> None:
     ids=str,
 )
 def test_the_newest_good_backup_before_the_target_is_chosen(
-    host: Any, wanted: dict[str, Any], label: str
+    host: Any, wanted: dict[str, Any], label: str, archived: Callable[..., None]
 ) -> None:
-    assert target.choose_set(host, INFO, target.read(wanted), 1)["label"] == label
+    archived()
+    assert target.choose(host, INFO, target.read(wanted), 1).backup["label"] == label
 
 
-def test_a_restore_point_is_placed_by_its_receipt(host: Any, tmp_path: Path) -> None:
-    points = {"points": [{"name": "p", "lsn": "0/4000000"}]}
-    (tmp_path / "restore-points.json").write_text(json.dumps(points), encoding="utf-8")
-    assert target.choose_set(host, INFO, target.read({"name": "p"}), 1)["label"] == "A"
+# Two backups, a restore to between them (timeline 2), two backups there, a restore to between those (timeline 3), one backup there.
+FORKED = {
+    **INFO,
+    "backup": [
+        entry("A", 1000, "0/3000000"),
+        entry("B", 2000, "0/5000000"),
+        entry("C", 3000, "0/6000000", timeline=2),
+        entry("D", 4000, "0/8000000", timeline=2),
+        entry("E", 5000, "0/9000000", timeline=3),
+    ],
+}
+FORKS = {
+    "names": "0000000100000000 0000000200000000 00000002.history 00000003.history",
+    "at_00000002_history": "1\t0/4000000\tbefore 1970-01-01 00:25:00+00\n",
+    "at_00000003_history": "1\t0/4000000\tbefore\n\n2\t0/7000000\tbefore\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("backups", "wanted", "label", "option"),
+    [
+        ("ABCDE", {"latest": True}, "E", "current"),
+        ("ABCD", {"latest": True}, "C", "3"),  # D ended after timeline 3 had left 2
+        ("AB", {"latest": True}, "A", "3"),
+        ("ABCDE", {"latest": True, "timeline": 2}, "D", "current"),
+        ("AB", {"latest": True, "timeline": 2}, "A", "2"),
+        ("ABCDE", {"latest": True, "timeline": "1"}, "B", "current"),
+        ("ABCDE", {"lsn": "0/9000000", "timeline": "1"}, "B", "current"),
+        ("ABCDE", {"time": "1970-01-01 01:20:00Z", "timeline": 2}, "D", "current"),
+        ("ABCDE", {"time": "1970-01-01 01:20:00Z", "timeline": "latest"}, "C", "3"),
+        ("ABCDE", {"time": "1970-01-01 02:00:00Z"}, "E", "current"),
+        ("ABCDE", {"latest": True, "set": "C"}, "C", "3"),
+        ("ABCDE", {"immediate": True, "set": "B"}, "B", "current"),
+        ("ABCDE", {"latest": True, "timeline": "current"}, "E", "current"),
+        ("ABCDE", {"xid": "7", "set": "A", "timeline": 3}, "A", "3"),
+    ],
+    ids=str,
+)
+def test_only_a_backup_that_leads_to_the_timeline_is_chosen(
+    host: Any, archived: Callable[..., None], backups: str, wanted: dict[str, Any], label: str, option: str
+) -> None:
+    archived(**FORKS)
+    info = {**FORKED, "backup": [one for one in FORKED["backup"] if one["label"] in backups]}
+    way = target.choose(host, info, target.read(wanted), 1)
+    assert (way.backup["label"], way.option) == (label, option)
+
+
+@pytest.mark.parametrize(
+    ("backups", "wanted", "says"),
+    [
+        (
+            "B",
+            {"latest": True},
+            "leads to the end of the archive on timeline 3: it left timeline 1 at 0/4000000, and B ended at 0/5000000",
+        ),
+        ("ABCDE", {"latest": True, "set": "D"}, "it left timeline 2 at 0/7000000"),
+        ("ABCDE", {"latest": True, "set": "E", "timeline": 2}, "it never was timeline 3"),
+        ("ABCDE", {"latest": True, "timeline": 99}, "no timeline 99"),
+        ("ABCDE", {"time": "1970-01-01 01:20:00Z"}, "holds timelines 2, 3"),
+        ("ABCDE", {"xid": "7", "set": "A"}, "holds timelines 1, 2, 3"),
+    ],
+    ids=str,
+)
+def test_what_no_backup_leads_to_is_refused(
+    host: Any, archived: Callable[..., None], backups: str, wanted: dict[str, Any], says: str
+) -> None:
+    archived(**FORKS)
+    info = {**FORKED, "backup": [one for one in FORKED["backup"] if one["label"] in backups]}
+    with pytest.raises(errors.RefusedError, match=says):
+        target.choose(host, info, target.read(wanted), 1)
+
+
+def test_a_restore_point_is_placed_by_its_receipt(
+    host: Any, tmp_path: Path, archived: Callable[..., None]
+) -> None:
+    """On its own timeline too: what a playbook prints as the way back to a point must not ask for more."""
+    archived(**FORKS)
+    points = [
+        {"name": "p", "lsn": "0/4800000", "timeline": 1},
+        {"name": "r", "lsn": "0/6800000", "timeline": 2},
+    ]
+    (tmp_path / "restore-points.json").write_text(json.dumps({"points": points}), encoding="utf-8")
     (tmp_path / "digests").mkdir()
-    (tmp_path / "digests/q.json").write_text(json.dumps({"lsn": "0/5000001"}), encoding="utf-8")
-    assert target.choose_set(host, INFO, target.read({"name": "q"}), 1)["label"] == "B"
+    digests = {"lsn": "0/5000001", "wal_file": "000000010000000000000005"}
+    (tmp_path / "digests/q.json").write_text(json.dumps(digests), encoding="utf-8")
+    chosen = {}
+    for name in "prq":
+        way = target.choose(host, FORKED, target.read({"name": name}), 1)
+        chosen[name] = (way.backup["label"], way.line.number)
+    assert chosen == {"p": ("A", 1), "r": ("C", 2), "q": ("B", 1)}
+    named = target.read({"name": "made elsewhere", "set": "E"})
+    assert target.choose(host, FORKED, named, 1).line.number == 3
 
 
 def test_a_repository_that_cannot_be_read_is_passed_over_unless_named(host: Any) -> None:
@@ -125,9 +241,13 @@ def test_a_repository_that_cannot_be_read_is_passed_over_unless_named(host: Any)
     assert caught.value.code == errors.UNREACHABLE
 
 
+def way(timeline: int) -> Any:
+    return target.Way(INFO["backup"][0], timelines.Line(timeline, {}), None)
+
+
 def test_set_repository_and_timeline_are_always_named(host: Any) -> None:
     wanted = target.read({"time": "1970-01-01 00:33:20.25Z", "exclusive": True})
-    assert restore.options_of(wanted, INFO["backup"][0], 1, "3") == [
+    assert restore.options_of(wanted, way(3), 1) == [
         "--repo=1",
         "--set=A",
         "--type=time",
@@ -142,7 +262,7 @@ def test_the_end_of_a_backup_names_no_timeline(host: Any) -> None:
     """pgBackRest refuses one with --type=immediate, and follows the backup's own."""
     wanted = target.read({"immediate": True, "set": "A", "timeline": "current"})
     options = ["--repo=1", "--set=A", "--type=immediate", "--target-action=promote"]
-    assert restore.options_of(wanted, INFO["backup"][0], 1, "current") == options
+    assert restore.options_of(wanted, way(1), 1) == options
     with pytest.raises(errors.BackupError, match="backup's own timeline"):
         target.read({"immediate": True, "timeline": 3})
 
@@ -150,30 +270,34 @@ def test_the_end_of_a_backup_names_no_timeline(host: Any) -> None:
 def test_the_end_of_the_archive_is_not_left_to_postgresql(host: Any) -> None:
     """As a standby it goes on asking for WAL, where it would otherwise take what it cannot read for the end."""
     wanted = target.read({"latest": True})
-    options = ["--repo=1", "--set=A", "--type=standby", "--target-timeline=latest"]
-    assert restore.options_of(wanted, INFO["backup"][0], 1, "latest") == options
+    options = ["--repo=1", "--set=A", "--type=standby", "--target-timeline=2"]
+    assert restore.options_of(wanted, way(2), 1) == options
 
 
 @pytest.mark.parametrize(
-    ("timeline", "names", "end"),
+    ("timeline", "files", "end"),
     [
-        ("latest", {"": "0000000100000000 00000001.x", "/0000000100000000": "{1:5} {1:6}"}, "{1:6}"),
+        (1, {"names": "0000000100000000 00000001.x", "at_0000000100000000": "{1:5} {1:6}"}, "{1:6}"),
         (
-            "latest",
-            {"": "0000000100000000 00000002.history", "/00000002.history": "1\t0/5000060\tx"},
+            2,
+            {"names": "0000000100000000 00000002.history", "at_00000002_history": "1\t0/5000060\tx"},
             "0/5000060",
         ),
         (
-            "latest",
-            {"": "0000000100000000 0000000200000000 00000002.history", "/0000000200000000": "{2:7}"},
+            2,
+            {
+                "names": "0000000100000000 0000000200000000 00000002.history",
+                "at_00000002_history": "1\t0/5000060\tx",
+                "at_0000000200000000": "{2:7}",
+            },
             "{2:7}",
         ),
         (
-            "1",
-            {"": "0000000100000000 0000000200000000 00000002.history", "/0000000100000000": "{1:6}"},
+            1,
+            {"names": "0000000100000000 0000000200000000 00000002.history", "at_0000000100000000": "{1:6}"},
             "{1:6}",
         ),
-        ("current", {"": "00000002.history"}, "000000010000000000000003"),
+        (1, {"names": "00000002.history"}, "000000010000000000000003"),
     ],
     ids=[
         "one timeline",
@@ -184,15 +308,14 @@ def test_the_end_of_the_archive_is_not_left_to_postgresql(host: Any) -> None:
     ],
 )
 def test_the_end_of_the_archive_is_found(
-    host: Any, monkeypatch: pytest.MonkeyPatch, timeline: str, names: dict[str, str], end: str
+    host: Any, archived: Callable[..., None], timeline: int, files: dict[str, str], end: str
 ) -> None:
     def segment(text: str, rest: str) -> str:
         return re.sub(r"\{(\d):(\d)\}", lambda one: f"{int(one[1]):08X}{0:08X}{int(one[2]):08X}{rest}", text)
 
-    info = {**INFO, "archive": [{"id": "17-1", "database": {"id": 1, "repo-key": 1}}]}
-    answers = {f"archive/main/17-1{path}": segment(text, f"-{'a' * 40}.zst") for path, text in names.items()}
-    monkeypatch.setattr(target, "stored", lambda host, number, verb, path: answers[path])
-    found = target.archive_end(host, info, INFO["backup"][0], 1, timeline)
+    archived(**{name: segment(text, f"-{'a' * 40}.zst") for name, text in files.items()})
+    archive = timelines.archive(host, INFO, 1, 1)
+    found = archive.end(INFO["backup"][0], archive.line(timeline))
     assert found == segment(end, "")
 
 
@@ -250,6 +373,11 @@ def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:
             "ERROR: [064]: unable to write '/r/bundle/1': [5] Input/output error",
             "\\[5\\] Input/output error",
             1,
+        ),
+        (
+            "ERROR: [058]: target timeline 2 forked from backup timeline 1 at 0/4000000 which is before backup lsn of 0/5000000",
+            "cannot reach the timeline",
+            9,
         ),
         ("ERROR: [099]: something new", "ERROR: \\[099\\]: something new", 1),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 from . import backup, engine, receipts, restore, side, target
 from .errors import BackupError, DamagedError
 from .settings import Settings
+from .timelines import lsn_number
 
 
 def digests_file(settings: Settings) -> Path:
@@ -35,7 +36,7 @@ def wanted(settings: Settings) -> dict[str, Any]:
     if not good:
         raise BackupError(f"{settings.repository(number)} holds no backup without errors", hint)
     newest = good[-1]
-    if target.lsn_number(newest["lsn"]["stop"]) > target.lsn_number(point["lsn"]):
+    if lsn_number(newest["lsn"]["stop"]) > lsn_number(point["lsn"]):
         raise BackupError(
             f"no digests were recorded after {newest['label']}; the last are of {point['point']}", hint
         )

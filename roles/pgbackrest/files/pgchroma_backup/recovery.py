@@ -16,7 +16,7 @@ from pathlib import Path
 from . import engine
 from .errors import DAMAGED, INTERRUPTED, UNEXPECTED, BackupError
 from .settings import Settings
-from .target import lsn_number
+from .timelines import lsn_number
 
 SEGMENT = re.compile(r"^([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})$")
 WAITING = re.compile(r"waiting for WAL to become available at ([0-9A-F]+/[0-9A-F]+)")

@@ -13,15 +13,15 @@ from typing import Any
 from . import engine, receipts, recovery, replicas, side, target
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
-from .target import Target
+from .target import Target, Way
 
 MARKER = "restore.json"
 MEGABYTE = 1 << 20
 
 
-def options_of(goal: Target, chosen: dict[str, Any], number: int, timeline: str) -> list[str]:
-    """Return pgBackRest's options for a target; the set and the repository are always named, so nothing is left to chance."""
-    options = [f"--repo={number}", f"--set={chosen['label']}"]
+def options_of(goal: Target, way: Way, number: int) -> list[str]:
+    """Return pgBackRest's options for a target; set, repository and timeline are always named, so nothing is left to chance."""
+    options = [f"--repo={number}", f"--set={way.backup['label']}"]
     if goal.kind == "latest":
         # It is promoted when it has come to the end of what the repository holds, see recovery.py.
         options.append("--type=standby")
@@ -37,7 +37,7 @@ def options_of(goal: Target, chosen: dict[str, Any], number: int, timeline: str)
         options.append("--target-exclusive")
     # The moment a backup ended lies on its own timeline: pgBackRest refuses to be told one.
     if goal.kind != "immediate":
-        options.append(f"--target-timeline={timeline}")
+        options.append(f"--target-timeline={way.option}")
     return options
 
 
@@ -79,9 +79,9 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
     """
     goal = target.read(wanted)
     number, info = target.choose_repository(settings, goal, lambda one: engine.information(settings, one))
-    chosen = target.choose_set(settings, info, goal, number)
-    timeline = target.choose_timeline(settings, info, goal, chosen, number)
-    options = options_of(goal, chosen, number, timeline)
+    way = target.choose(settings, info, goal, number)
+    chosen = way.backup
+    options = options_of(goal, way, number)
     running = engine.is_running(settings)
     # A server that runs has been started since: what it holds now is no half-copied directory, whatever the marker says.
     stopped = unfinished(settings) if not goal.side and not running else None
@@ -92,7 +92,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
     else:
         place = settings.data
     resumes = stopped is not None and not goal.side
-    end = target.archive_end(settings, info, chosen, number, timeline) if goal.kind == "latest" else ""
+    end = way.end if goal.kind == "latest" else ""
     if resumes or (goal.overwrite and not goal.side):
         options.append("--delta")
     needed = 0 if goal.overwrite or resumes else chosen["info"]["size"]
@@ -113,7 +113,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         "repository": number,
         "set": chosen["label"],
         "set_ended": receipts.stamp(chosen["timestamp"]["stop"]),
-        "timeline": timeline,
+        "timeline": way.line.number,
         "until": end,
         "bytes": chosen["info"]["size"],
         "free_bytes": free,

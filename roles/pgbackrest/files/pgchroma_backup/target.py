@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from . import backup, engine, receipts
+from . import backup, engine, receipts, timelines
 from .errors import USAGE, BackupError, RefusedError
 from .settings import Settings
+from .timelines import lsn_number
 
 KINDS = ("latest", "time", "name", "lsn", "xid", "immediate")
 KEYS = {
@@ -60,12 +61,6 @@ class Target:
 def usage(message: str, hint: str) -> BackupError:
     """Return the error of a dictionary that cannot be read."""
     return BackupError(message, hint, USAGE)
-
-
-def lsn_number(text: str) -> int:
-    """Return an LSN such as ``0/3000028`` as a number; ValueError if it is none."""
-    high, _, low = text.partition("/")
-    return (int(high, 16) << 32) + int(low, 16)
 
 
 def moment_of(text: str) -> float:
@@ -173,8 +168,56 @@ def choose_repository(settings: Settings, target: Target, look: Look) -> tuple[i
     )
 
 
-def choose_set(settings: Settings, info: dict[str, Any], target: Target, number: int) -> dict[str, Any]:
-    """Return the newest backup from which the target can be reached; a damaged one only when it is named.
+@dataclass(frozen=True)
+class Way:
+    """How a target is reached: the backup to begin with, and the timeline to follow from there."""
+
+    backup: dict[str, Any]
+    line: timelines.Line
+    archive: timelines.Archive
+
+    @property
+    def option(self) -> str:
+        """The timeline as pgBackRest is told: the backup's own needs no history file to be followed."""
+        return "current" if self.line.number == timelines.of(self.backup) else str(self.line.number)
+
+    @property
+    def end(self) -> str:
+        """The last WAL segment of the timeline that the repository holds, or the LSN at which it began when it holds none."""
+        return self.archive.end(self.backup, self.line)
+
+
+def choose(settings: Settings, info: dict[str, Any], target: Target, number: int) -> Way:
+    """Return the newest backup from which the target can be reached on the timeline that is meant, and that timeline.
+
+    Raises:
+        RefusedError: no backup leads there, there is no such timeline, or the target may lie on several and none was named.
+        BackupError: the repository cannot be read.
+    """
+    held = candidates(settings, info, target, number)
+    newest = held[-1]
+    database = newest["database"]["id"]
+    archive = timelines.archive(settings, info, number, database)
+    held = [entry for entry in held if entry["database"]["id"] == database]
+    followed = choose_timeline(settings, target, newest, [*archive.numbers, *map(timelines.of, held)])
+    line = timelines.Line(followed, {}) if followed == timelines.of(newest) else archive.line(followed)
+    for entry in reversed(held):
+        if line.follows(entry):
+            return Way(entry, line, archive)
+    own = timelines.of(newest)
+    fork = (
+        f"it left timeline {own} at {line.forks[own]}"
+        if own in line.forks
+        else f"it never was timeline {own}"
+    )
+    raise RefusedError(
+        f"no backup leads to {target} on timeline {followed}: {fork}, and {newest['label']} ended at {newest['lsn']['stop']} on {own}",
+        f"take a full backup (backup.yml) if the cluster runs; or add timeline: {own}, an older set or another repository",
+    )
+
+
+def candidates(settings: Settings, info: dict[str, Any], target: Target, number: int) -> list[dict[str, Any]]:
+    """Return the backups that ended before the target, oldest first, or the one named; a damaged one only when it is named.
 
     Raises:
         RefusedError: there is none: the target lies before the first backup, or cannot be placed without naming a set.
@@ -183,7 +226,7 @@ def choose_set(settings: Settings, info: dict[str, Any], target: Target, number:
     if target.set:
         for entry in held:
             if entry["label"] == target.set:
-                return entry
+                return [entry]
         known = ", ".join(entry["label"] for entry in held) or "none"
         raise RefusedError(f"{settings.repository(number)} holds no set {target.set}", f"it holds {known}")
     good = [entry for entry in held if not entry["error"]]
@@ -193,7 +236,7 @@ def choose_set(settings: Settings, info: dict[str, Any], target: Target, number:
             "name a set, or another repository",
         )
     if target.kind in ("latest", "immediate"):
-        return good[-1]
+        return good
     if target.kind == "time":
         if target.moment > time.time():
             raise RefusedError(
@@ -204,18 +247,18 @@ def choose_set(settings: Settings, info: dict[str, Any], target: Target, number:
             f"the first backup, {good[0]['label']}, ended at {receipts.stamp(good[0]['timestamp']['stop'])}"
         )
     else:
-        lsn = target.value if target.kind == "lsn" else point_lsn(settings, target)
+        lsn = target.value if target.kind == "lsn" else point_of(settings, target)[0]
         fitting = [entry for entry in good if lsn_number(entry["lsn"]["stop"]) <= lsn_number(lsn)]
         first = f"the first backup, {good[0]['label']}, ended at {good[0]['lsn']['stop']}"
     if not fitting:
         raise RefusedError(
             f"{target} lies before the first backup: {first}", "choose a later target, or another repository"
         )
-    return fitting[-1]
+    return fitting
 
 
-def point_lsn(settings: Settings, target: Target) -> str:
-    """Return the LSN of a restore point that restore_point.yml made on this host.
+def point_of(settings: Settings, target: Target) -> tuple[str, int]:
+    """Return the LSN and the timeline of a restore point that was made on this host.
 
     Raises:
         RefusedError: it is not known here, nor is where a transaction stands; then the operator must name the set.
@@ -228,95 +271,44 @@ def point_lsn(settings: Settings, target: Target) -> str:
     points = receipts.read(settings, "restore-points.json") or {"points": []}
     for point in reversed(points["points"]):
         if point["name"] == target.value:
-            return str(point["lsn"])
+            return str(point["lsn"]), int(point["timeline"])
     digests = receipts.read(settings, f"digests/{target.value}.json") if "/" not in target.value else None
     if digests is not None:
-        return str(digests["lsn"])
+        return str(digests["lsn"]), int(digests["wal_file"][:8], 16)
     known = ", ".join(point["name"] for point in points["points"]) or "none"
     raise RefusedError(f"this host does not know the restore point {target.value!r} (known: {known})", hint)
 
 
-def choose_timeline(
-    settings: Settings, info: dict[str, Any], target: Target, chosen: dict[str, Any], number: int
-) -> str:
+def choose_timeline(settings: Settings, target: Target, newest: dict[str, Any], known: list[int]) -> int:
     """Return the timeline to follow; with several to choose from, only the operator can know which one was meant.
 
+    ``newest`` is the newest backup before the target, ``known`` are the timelines of the archive.
+
     Raises:
-        RefusedError: the archive has timelines younger than the backup's, the target needs one, and none was named.
+        RefusedError: there are timelines younger than the backup's, the target may be on each of them, and none was named; or there is
+            none of the number that was named.
     """
-    own = int(chosen["archive"]["start"][:8], 16)
-    if target.timeline:
-        return target.timeline
-    younger = [entry for entry in timelines(settings, info, chosen, number) if entry > own]
-    if not younger or target.kind in ("latest", "immediate"):
-        return "latest" if target.kind != "immediate" else "current"
-    shown = ", ".join(str(entry) for entry in [own, *younger])
+    own, shown = timelines.of(newest), ", ".join(map(str, sorted(set(known))))
+    if target.timeline.isdigit():
+        if int(target.timeline) not in known:
+            raise RefusedError(f"the archive has no timeline {target.timeline}", f"it has {shown}")
+        return int(target.timeline)
+    if target.timeline == "current" or target.kind == "immediate":
+        return own
+    if target.timeline == "latest" or target.kind == "latest":
+        return max(known)
+    if target.kind == "name":
+        try:
+            return point_of(settings, target)[1]
+        except RefusedError:
+            # Then a set was named, and the point may have been made on another host.
+            if not target.set:
+                raise
+    younger = sorted({entry for entry in known if entry > own})
+    if not younger:
+        return own
     raise RefusedError(
-        f"after {chosen['label']} the archive holds timelines {shown}: each restore began a new one, and {target} may exist on several",
+        f"after {newest['label']} the archive holds timelines {', '.join(map(str, [own, *younger]))}: each restore began a new one, "
+        f"and {target} may exist on several",
         f"add timeline: {own} for what was before the restores, {younger[-1]} (or latest) for what came after the last one",
     )
-
-
-def timelines(settings: Settings, info: dict[str, Any], chosen: dict[str, Any], number: int) -> list[int]:
-    """Return the numbers of the timelines that branched off, as the archive's history files tell."""
-    names = listed(settings, number, archive_path(settings, info, chosen, number))
-    return sorted(int(name[:8], 16) for name in names if name.endswith(".history"))
-
-
-def archive_end(
-    settings: Settings, info: dict[str, Any], chosen: dict[str, Any], number: int, timeline: str
-) -> str:
-    """Return the last WAL segment of the timeline to follow that a repository holds, or the LSN at which it began when it holds none.
-
-    Raises:
-        BackupError: the repository cannot be read.
-    """
-    path = archive_path(settings, info, chosen, number)
-    names = listed(settings, number, path)
-    own = int(chosen["archive"]["start"][:8], 16)
-    if timeline in ("", "latest"):
-        followed = max([own, *(int(name[:8], 16) for name in names if name.endswith(".history"))])
-    else:
-        followed = own if timeline == "current" else int(timeline)
-    folders = [name for name in names if re.fullmatch(f"{followed:08X}[0-9A-F]{{8}}", name)]
-    for folder in sorted(folders, reverse=True):
-        segments = [
-            name[:24]
-            for name in listed(settings, number, f"{path}/{folder}")
-            if re.fullmatch(r"[0-9A-F]{24}-[0-9a-f]{40}.*", name)
-        ]
-        if segments:
-            return max(segments)
-    if followed == own:
-        return str(chosen["archive"]["stop"])
-    history = stored(settings, number, "repo-get", f"{path}/{followed:08X}.history")
-    return history.strip().splitlines()[-1].split()[1]
-
-
-def archive_path(settings: Settings, info: dict[str, Any], chosen: dict[str, Any], number: int) -> str:
-    """Return the folder of a repository that holds the WAL of a backup's cluster."""
-    database = {"id": chosen["database"]["id"], "repo-key": number}
-    found = next(entry["id"] for entry in info["archive"] if entry["database"] == database)
-    return f"archive/{settings.stanza}/{found}"
-
-
-def listed(settings: Settings, number: int, path: str) -> list[str]:
-    """Return the names in a folder of a repository.
-
-    Raises:
-        BackupError: the repository cannot be read.
-    """
-    return stored(settings, number, "repo-ls", path).split()
-
-
-def stored(settings: Settings, number: int, verb: str, path: str) -> str:
-    """Return what pgBackRest prints of a path in a repository: a folder's names, or a file.
-
-    Raises:
-        BackupError: the repository cannot be read.
-    """
-    options = (f"--repo={number}", "--log-level-console=off")
-    done = engine.run([*engine.command_line(settings, verb, *options), path])
-    if done.status != 0:
-        raise engine.explained(f"reading the archive of {settings.repository(number)}", done.output)
-    return done.output
