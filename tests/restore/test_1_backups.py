@@ -298,8 +298,52 @@ class TestRepositoryAway:
         assert answer.status == 4, answer.text
         assert cluster.is_running()
 
-    def test_restore_takes_the_other_one(self, cluster: Cluster, s3_away: None) -> None:
+    def test_restore_from_the_other_one_needs_no_more(
+        self, host: Host, cluster: Cluster, playbook: Playbook, s3_away: None
+    ) -> None:
+        """A point, what was written after it, and a restore of the running cluster to its end: all from the repository that answers."""
+        done = playbook("restore_point.yml", restore_point="while-s3-is-away")
+        assert done.returncode == 0, done.stdout
+        assert "NOT in every repository" in done.stdout
+        assert "repository 2 (s3: s3" in done.stdout
+        cluster.add(10)
+        rows = cluster.rows()
         assert cluster.plan(latest=True).result["repository"] == 1
+        done = playbook("restore.yml", restore={"latest": True}, confirm="backup-restore1")
+        assert done.returncode == 0, done.stdout
+        assert cluster.rows() == rows
+        assert host.service("pgchroma").is_running
+        assert cluster("restore-finish", "--keep=restored").status == 0
+
+    def test_nothing_stops_for_wal_that_the_repository_does_not_get(
+        self, host: Host, cluster: Cluster, playbook: Playbook
+    ) -> None:
+        """It lets itself be read and not written to: servers run on, unless the operator says that what came last may be left."""
+        service = host.check_output("systemctl show pgchroma -p ActiveEnterTimestampMonotonic --value")
+        folder = "/var/lib/pgbackrest/archive/main"
+        assert cluster("backup", "--type=incr", "--repository=1").status == 0
+        rows = cluster.rows()
+        host.check_output(f"find {folder} -type d -exec chmod u-w {{}} +")
+        try:
+            cluster.add(10)
+            done = playbook(
+                "restore.yml", restore={"latest": True, "repository": 1}, confirm="backup-restore1"
+            )
+            assert done.returncode != 0
+            assert "what was written last could not be restored" in done.stdout, done.stdout
+            assert cluster.is_running()
+            shown = host.check_output("systemctl show pgchroma -p ActiveEnterTimestampMonotonic --value")
+            assert shown == service, "the server was stopped"
+            answer = cluster.restore(latest=True, repository=1, unarchived_lost=True)
+            assert answer.status == 0, answer.text
+            assert "did not come to repository 1" in answer.result["unarchived"]
+            assert cluster.rows() == rows
+            # They are not lost: the former data directory has them.
+            assert cluster("restore-finish", "--keep=former").status == 0
+            assert cluster.rows() == rows + 10
+        finally:
+            host.check_output(f"find {folder} -type d -exec chmod u+w {{}} +")
+            wait_for("WAL is archived again", lambda: waiting(cluster) == 0, seconds=120)
 
 
 def test_wrong_passphrase(host: Host, cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-backup, engine, errors, recovery, restore, settings, target, timelines, verification = (
+backup, engine, errors, recovery, restore, settings, target, timelines, verification, wal = (
     importlib.import_module(f"pgchroma_backup.{name}")
     for name in (
         "backup",
@@ -25,6 +25,7 @@ backup, engine, errors, recovery, restore, settings, target, timelines, verifica
         "target",
         "timelines",
         "verification",
+        "wal",
     )
 )
 
@@ -47,6 +48,7 @@ def host(tmp_path: Path) -> Any:
             {"number": 2, "name": "offsite", "kind": "s3", "where": "h/b"},
         ],
         "archive_wait_seconds": 1,
+        "flush_seconds": 0,
         "recovery_seconds": 1,
         "backup_age_hours_maximum": 26,
         "drill_age_days_maximum": 9,
@@ -317,6 +319,35 @@ def test_the_end_of_the_archive_is_found(
     archive = timelines.archive(host, INFO, 1, 1)
     found = archive.end(INFO["backup"][0], archive.line(timeline))
     assert found == segment(end, "")
+
+
+@pytest.mark.parametrize(
+    ("listing", "fails"),
+    [
+        (f"000000010000000000000005-{'a' * 40}.zst", ""),
+        (f"000000010000000000000004-{'a' * 40}.zst", "did not come to repository 1"),
+    ],
+    ids=["it is there", "one before it is"],
+)
+def test_wal_counts_as_sent_when_the_repository_has_it(
+    host: Any, archived: Callable[..., None], monkeypatch: pytest.MonkeyPatch, listing: str, fails: str
+) -> None:
+    """PostgreSQL itself counts no segment as archived while another repository is away."""
+    archived(names="0000000100000000", at_0000000100000000=listing)
+    answers = {"last_archived_wal": "f", "pg_switch_wal": "000000010000000000000005"}
+    monkeypatch.setattr(
+        wal.engine,
+        "query",
+        lambda host, statement, **values: [next((answers[a] for a in answers if a in statement), "")],
+    )
+    monkeypatch.setattr(wal.engine, "information", lambda host, number: {**INFO, "db": [{"id": 1}]})
+    monkeypatch.setattr(wal, "LOOK_SECONDS", -1)
+    if fails:
+        with pytest.raises(errors.BackupError, match=fails) as caught:
+            wal.flush(host, 1)
+        assert "unarchived_lost" in caught.value.hint
+    else:
+        wal.flush(host, 1)
 
 
 def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:

@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--repository", type=int, action="append", default=[])
     for name, text in (
         ("restore-plan", "say what a restore would do, changing nothing"),
+        ("restore-flush", "have the repository of a restore hold everything until now; nothing stops"),
         ("restore", "restore the cluster, or a copy beside it"),
     ):
         added = verb(name, text)
@@ -115,6 +116,7 @@ def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
         "check": lambda: checked(host),
         "verify": lambda: verification.run(host, words.repository),
         "restore-plan": lambda: restore.plan(host, words.target),
+        "restore-flush": lambda: restore.send(host, words.target),
         "restore": lambda: restore.run(host, words.target, stop=words.stop),
         "side-remove": lambda: finished(host, words.directory),
         "restore-finish": lambda: (point.finish_plan if words.dry_run else point.finish)(host, words.keep),

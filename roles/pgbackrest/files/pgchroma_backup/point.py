@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts, restore
+from . import backup, engine, receipts, restore, wal
 from .errors import USAGE, BackupError, RefusedError
 from .settings import Settings
 
@@ -17,8 +17,10 @@ NAME_BYTES = 63
 def create(settings: Settings, name: str) -> dict[str, Any]:
     """Make a restore point in the running cluster, wait until it is archived, and return its receipt.
 
+    The receipt names the repositories that hold it, and what is in the way of those that do not.
+
     Raises:
-        BackupError: the name is not fit, or taken; the server does not answer or does not archive.
+        BackupError: the name is not fit, or taken; the server does not answer or does not archive; no repository got it.
     """
     if not name or len(name.encode()) > NAME_BYTES or not name.isprintable() or "'" in name:
         hint = (
@@ -43,8 +45,12 @@ def create(settings: Settings, name: str) -> dict[str, Any]:
     )[0].split("\t")
     point = {"name": name, "lsn": lsn, "timeline": int(timeline), "time": receipts.now()}
     receipts.write(settings, "restore-points.json", {"points": [*known["points"], point]})
-    restore.flush(settings)
-    return {"kind": "restore-point", **point}
+    away = wal.missing(settings, wal.switch(settings))
+    if len(away) == len(settings.repositories):
+        raise backup.joined(list(away.values()))
+    held = [repository.number for repository in settings.repositories if repository.number not in away]
+    faults = {str(number): error.message for number, error in away.items()}
+    return {"kind": "restore-point", **point, "repositories": held, "missing": faults}
 
 
 def kept(settings: Settings) -> list[Path]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts, recovery, replicas, side, target
+from . import engine, receipts, recovery, replicas, side, target, wal
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target, Way
@@ -121,6 +121,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         "side": goal.side,
         "overwrite": goal.overwrite,
         "running": running and not goal.side,
+        "flushes": running and not goal.side,
         "replicas_left": followers,
         "resumes": resumes,
         "kept": kept,
@@ -165,6 +166,10 @@ def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
         lines.append(f"  OVERWRITES {settings.data_dir}: what it holds now is lost")
     else:
         lines.append(f"  replaces   {settings.data_dir}, which no server was ever started on")
+    if found["flushes"] and goal.unarchived_lost:
+        lines.append(
+            f"  LEFT       what {settings.repository(found['repository'])} does not get within {settings.flush_seconds} s"
+        )
     lines += [f"  left behind {entry}: make it anew afterwards" for entry in found["replicas_left"]]
     if not goal.side:
         lines.append(
@@ -191,22 +196,29 @@ def quoted(word: str) -> str:
     return word if re.fullmatch(r"[\w@%+=:,./-]+", word) else "'" + word.replace("'", "'\\''") + "'"
 
 
-def flush(settings: Settings) -> None:
-    """Have the running server commit something and send all of its WAL away, so that every moment until now can be reached.
+def send(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Have the repository of a planned restore hold everything until now, before anything is stopped for it; returns the plan.
 
-    A target time is only recognised by a later commit; without this one an idle hour could not be restored to.
+    Raises:
+        BackupError: what plan() refuses, or the repository does not get the WAL and the target does not allow for that.
     """
-    engine.query(settings, "SELECT pg_current_xact_id()")
-    name = engine.query(settings, "SELECT pg_walfile_name(pg_switch_wal())")[0]
-    deadline = time.monotonic() + settings.archive_wait_seconds
-    statement = "SELECT coalesce(last_archived_wal, '') >= :'name' FROM pg_stat_archiver"
-    while engine.query(settings, statement, name=name)[0] != "t":
-        if time.monotonic() > deadline:
-            detail = f"{name} was not archived within {settings.archive_wait_seconds} s; what was written last could not be restored"
-            raise BackupError(
-                detail, "the PostgreSQL log says why archive_command fails. Nothing was stopped", UNEXPECTED
-            )
-        time.sleep(0.2)
+    found = plan(settings, wanted)
+    return {**found, **flushed(settings, wanted, found)} if found["flushes"] else found
+
+
+def flushed(settings: Settings, wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Send the running server's WAL away and return what that changes in the plan.
+
+    Raises:
+        BackupError: the repository does not get it, and the target does not allow for that.
+    """
+    try:
+        wal.flush(settings, found["repository"])
+    except BackupError as error:
+        if not target.read(wanted).unarchived_lost:
+            raise
+        return {"unarchived": error.message}
+    return {"unarchived": "", "until": plan(settings, wanted)["until"] if found["until"] else ""}
 
 
 def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, start: bool = True) -> dict[str, Any]:
@@ -227,9 +239,9 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, start: bool =
             raise RefusedError(
                 f"PostgreSQL runs on {settings.data_dir}; a restore would take its files away", hint
             )
+        if found["flushes"]:
+            found = {**found, **flushed(settings, wanted, found)}
         if running:
-            flush(settings)
-            found = {**found, "until": plan(settings, wanted)["until"]}
             control(settings, "stop")
         prepare(settings, found)
         marker = {

@@ -25,6 +25,7 @@ KEYS = {
     "port",
     "overwrite",
     "replicas_left",
+    "unarchived_lost",
 }
 TRUE = (True, "true", "yes")
 
@@ -44,6 +45,7 @@ class Target:
     port: int
     overwrite: bool
     replicas_left: bool
+    unarchived_lost: bool
 
     @property
     def side(self) -> bool:
@@ -133,6 +135,7 @@ def read(wanted: dict[str, Any]) -> Target:
         port=port,
         overwrite=wanted.get("overwrite") in TRUE,
         replicas_left=wanted.get("replicas_left") in TRUE,
+        unarchived_lost=wanted.get("unarchived_lost") in TRUE,
     )
 
 
