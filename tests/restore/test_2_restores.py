@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
-from restore.conftest import DATA, UNIT, Cluster, Playbook, waiting
+from restore.conftest import DATA, STATE, UNIT, Cluster, Playbook, waiting
 from support.waiting import wait_for
 
 
@@ -227,6 +227,55 @@ def test_interrupted_restore_cannot_be_started_and_resumes(host: Host, cluster: 
     assert answer.status == 0, answer.text
     assert cluster.rows() == rows
     assert cluster("restore-finish", "--keep=restored").status == 0
+
+
+def interrupt(host: Host, **target: object) -> None:
+    """Begin a restore and kill its command when the server has been started and replays WAL."""
+    wanted = shlex.quote(json.dumps(target))
+    # The command alone: systemd looks after the server.
+    script = (
+        f"pgchroma-backup restore --stop --target {wanted} >/root/restore.log 2>&1 & "
+        f"until grep -q recovering {STATE}/restore.json && [ -e {DATA}/postmaster.pid ]; do :; done; "
+        "pkill -KILL -f 'pgchroma_backup restor[e]'; wait"
+    )
+    host.check_output(f"bash -c {shlex.quote(script)}")
+
+
+class TestInterruptedRecovery:
+    """The command is gone while the server replays WAL: the same command again sees it to its end, another target takes its files."""
+
+    def test_the_same_command_sees_it_to_its_end(
+        self, host: Host, cluster: Cluster, playbook: Playbook
+    ) -> None:
+        cluster.add(10)
+        rows = cluster.rows()
+        interrupt(host, latest=True)
+        kept = cluster.receipt("restore.json")["kept"]
+        # What only the command promotes waits for it, through a boot as well.
+        host.run("systemctl reboot")
+        answers = "cd / && runuser -u postgres -- psql -XAtqc 'SELECT pg_is_in_recovery()'"
+        wait_for("it replays again", lambda: host.run(answers).stdout.strip() == "t", seconds=120)
+        done = playbook("restore.yml", restore={"latest": True}, confirm="backup-restore1")
+        assert done.returncode == 0, done.stdout
+        assert "nothing is stopped, moved or copied" in done.stdout
+        assert cluster.rows() == rows
+        assert host.service("pgchroma").is_running
+        assert cluster.receipt("restore.json")["phase"] == "done"
+        assert host.file(kept).is_directory
+        assert cluster("restore-finish", "--keep=restored").result["directories"] == [kept]
+
+    def test_another_target_takes_its_files(self, host: Host, cluster: Cluster) -> None:
+        assert cluster("backup", "--type=full", "--repository=1").status == 0
+        rows = cluster.rows()
+        cluster.add(10)
+        interrupt(host, latest=True)
+        kept = cluster.receipt("restore.json")["kept"]
+        answer = cluster.restore(immediate=True)
+        assert answer.status == 0, answer.text
+        assert answer.result["resumes"]
+        assert answer.result["kept"] == kept
+        assert cluster.rows() == rows
+        assert cluster("restore-finish", "--keep=restored").status == 0
 
 
 class TestArchiveEnd:

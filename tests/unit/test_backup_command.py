@@ -13,12 +13,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-backup, engine, errors, recovery, restore, settings, target, timelines, verification, wal = (
+backup, engine, errors, marker, recovery, restore, settings, target, timelines, verification, wal = (
     importlib.import_module(f"pgchroma_backup.{name}")
     for name in (
         "backup",
         "engine",
         "errors",
+        "marker",
         "recovery",
         "restore",
         "settings",
@@ -319,6 +320,68 @@ def test_the_end_of_the_archive_is_found(
     archive = timelines.archive(host, INFO, 1, 1)
     found = archive.end(INFO["backup"][0], archive.line(timeline))
     assert found == segment(end, "")
+
+
+@pytest.fixture
+def planned(
+    host: Any, tmp_path: Path, archived: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Plan a restore of a host whose server is in this state, after a run that came this far."""
+    archived(at_0000000100000000="")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/postmaster.opts").touch()
+    info = {**INFO, "backup": [{**one, "info": {"size": 1}} for one in INFO["backup"]]}
+    monkeypatch.setattr(engine, "information", lambda host, number: info)
+    monkeypatch.setattr(restore.replicas, "refuse", lambda host, left: [])
+
+    def plan(wanted: dict[str, Any], *, phase: str = "", running: bool, replaying: bool = False) -> Any:
+        monkeypatch.setattr(engine, "is_running", lambda host: False)
+        if phase:
+            earlier = {**restore.plan(host, {"immediate": True}), "kept": str(tmp_path / "kept")}
+            marker.write(host, phase, {"immediate": True}, earlier, "2026-11-21T08:00:00Z")
+        monkeypatch.setattr(engine, "is_running", lambda host: running)
+        monkeypatch.setattr(engine, "is_in_recovery", lambda host: replaying)
+        return restore.plan(host, wanted)
+
+    return plan
+
+
+@pytest.mark.parametrize("replaying", [True, False], ids=["still replaying", "done with it"])
+def test_a_restore_interrupted_while_wal_was_replayed_is_seen_to_its_end(
+    planned: Callable[..., Any], tmp_path: Path, replaying: bool
+) -> None:
+    found = planned({"immediate": True}, phase=marker.RECOVERING, running=True, replaying=replaying)
+    assert (found["ends"], found["flushes"], found["moves"]) == (True, False, False)
+    assert found["kept"] == str(tmp_path / "kept")
+    assert "nothing is stopped, moved or copied" in found["text"]
+
+
+def test_another_target_takes_the_files_that_an_interrupted_restore_left(
+    planned: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = planned({"latest": True, "set": "A"}, phase=marker.RECOVERING, running=True, replaying=True)
+    assert (found["ends"], found["flushes"], found["moves"], found["resumes"]) == (False, False, False, True)
+    assert "--delta" in found["command"]
+    assert found["kept"] == str(tmp_path / "kept")
+
+
+def test_a_server_that_replays_for_another_reason_is_not_restored_over(planned: Callable[..., Any]) -> None:
+    with pytest.raises(errors.RefusedError, match="no restore of this command began that"):
+        planned({"immediate": True}, running=True, replaying=True)
+
+
+def test_a_run_killed_while_it_moved_directories_goes_on_there(
+    host: Any, planned: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is copied over the former data directory, and none of it is lost, whichever half of the move was done."""
+    monkeypatch.setattr(restore.shutil, "chown", lambda *words: None)
+    found = planned({"immediate": True}, phase=marker.MOVING, running=False)
+    assert (found["resumes"], found["moves"]) == (True, True)
+    assert "--delta" not in found["command"]
+    for _ in range(2):
+        restore.make_way(host, found)
+        assert [path.name for path in (tmp_path / "kept").iterdir()] == ["postmaster.opts"]
+        assert list((tmp_path / "data").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import backup, engine, receipts, restore, wal
+from . import backup, engine, marker, receipts, restore, wal
 from .errors import USAGE, BackupError, RefusedError
 from .settings import Settings
 
@@ -126,7 +126,7 @@ def finish(settings: Settings, keep: str) -> dict[str, Any]:
                 restore.control(settings, "stop")
             settings.data.rename(found["rejected"])
             Path(found["directories"][-1]).rename(settings.data)
-            receipts.write(settings, restore.MARKER, {"phase": "done", "kept": ""})
+            marker.close(settings)
             begin_timeline(settings)
             restore.recover(settings)
         receipt = {**found, "time": receipts.now()}

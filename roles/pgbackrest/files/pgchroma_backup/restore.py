@@ -10,12 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts, recovery, replicas, side, target, wal
+from . import engine, marker, receipts, recovery, replicas, side, target, wal
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target, Way
 
-MARKER = "restore.json"
 MEGABYTE = 1 << 20
 
 
@@ -60,12 +59,6 @@ def used_bytes(path: Path) -> int:
     return total
 
 
-def unfinished(settings: Settings) -> dict[str, Any] | None:
-    """Return the marker of a restore that stopped half-way, or None."""
-    marker = receipts.read(settings, MARKER)
-    return marker if marker is not None and marker["phase"] != "done" else None
-
-
 def has_data(settings: Settings) -> bool:
     """Whether the data directory holds a cluster that a server was ever started on; a fresh initdb is no loss."""
     return (settings.data / "postmaster.opts").exists()
@@ -78,24 +71,37 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         BackupError: the target cannot be reached, there is no room, or the directory is taken.
     """
     goal = target.read(wanted)
+    running = engine.is_running(settings)
+    left = None if goal.side else marker.read(settings)
+    # Still replaying, or done with it since: what the command did not see the end of.
+    recovering = left is not None and left["phase"] == marker.RECOVERING
+    if left is not None and recovering and running and marker.is_of(left, goal):
+        return ending(settings, left)
+    replaying = running and not goal.side and engine.is_in_recovery(settings)
+    if replaying and not recovering:
+        raise RefusedError(
+            f"PostgreSQL on {settings.data_dir} replays WAL, or takes no connections yet, and no restore of this command began that",
+            f"wait until it has ended; or stop it (systemctl stop {settings.service}) and run this again: what it has not archived is "
+            "left behind then",
+        )
     number, info = target.choose_repository(settings, goal, lambda one: engine.information(settings, one))
     way = target.choose(settings, info, goal, number)
     chosen = way.backup
     options = options_of(goal, way, number)
-    running = engine.is_running(settings)
-    # A server that runs has been started since: what it holds now is no half-copied directory, whatever the marker says.
-    stopped = unfinished(settings) if not goal.side and not running else None
+    # A server that serves has been started since: what it holds now is no half-copied directory, whatever the marker says.
+    stopped = left if not running or replaying else None
     if goal.side:
         side.refuse(settings, goal)
         place = Path(goal.directory) / "data"
         options += side.options(goal)
     else:
         place = settings.data
-    resumes = stopped is not None and not goal.side
+    resumes = stopped is not None
+    moves = stopped is None or stopped["phase"] == marker.MOVING
     end = way.end if goal.kind == "latest" else ""
-    if resumes or (goal.overwrite and not goal.side):
+    if not goal.side and (goal.overwrite or not moves):
         options.append("--delta")
-    needed = 0 if goal.overwrite or resumes else chosen["info"]["size"]
+    needed = 0 if goal.overwrite or not moves else chosen["info"]["size"]
     free = free_bytes(place)
     if needed + 64 * MEGABYTE > free:
         hint = "make room, or restore over the present files instead of keeping them: add overwrite: true"
@@ -103,10 +109,13 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
             f"{place} has {free // MEGABYTE} MB free, the restored cluster takes {needed // MEGABYTE} MB",
             hint,
         )
-    followers = replicas.refuse(settings, left=goal.replicas_left) if running and not goal.side else []
+    serving = running and not goal.side and not replaying
+    followers = replicas.refuse(settings, left=goal.replicas_left) if serving else []
     kept = ""
     if not goal.side:
         kept = stopped["kept"] if stopped is not None else aside(settings, goal)
+        if stopped is not None and goal.overwrite and kept and not Path(kept).exists():
+            kept = ""
     found = {
         "kind": "restore-plan",
         "target": str(goal),
@@ -121,14 +130,32 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         "side": goal.side,
         "overwrite": goal.overwrite,
         "running": running and not goal.side,
-        "flushes": running and not goal.side,
+        "flushes": serving,
         "replicas_left": followers,
         "resumes": resumes,
+        "moves": moves and not goal.side and not goal.overwrite,
+        "ends": False,
         "kept": kept,
         "command": engine.command_line(settings, "restore", *options),
     }
     found["text"] = text_of(settings, goal, found)
     return found
+
+
+def ending(settings: Settings, left: dict[str, Any]) -> dict[str, Any]:
+    """Return the plan of seeing a restore to its end whose files are in place and whose server runs: there is only to be waited."""
+    found = {**left["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False, "running": True}
+    kept = found["kept"] or "nothing: there was no cluster before it"
+    lines = [
+        f"Restore {settings.stanza} to {found['target']}",
+        f"  ends       the restore that began at {left['started']} and was interrupted while WAL was replayed: its files are in place",
+        f"  backup     {found['set']}, ended {found['set_ended']}; timeline {found['timeline']}",
+        f"  kept       {kept}",
+        "To restore anew, run it once more when this has ended.",
+        "Commands:",
+        f"  ({settings.service} runs: nothing is stopped, moved or copied; it is waited for)",
+    ]
+    return {**found, "text": "\n".join(lines)}
 
 
 def aside(settings: Settings, goal: Target) -> str:
@@ -182,7 +209,7 @@ def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
             if found["running"]
             else f"  ({settings.service} does not run)"
         )
-        if found["kept"] and not found["resumes"]:
+        if found["kept"] and found["moves"]:
             lines.append(f"  mv {settings.data_dir} {found['kept']}")
     lines.append("  " + " ".join(quoted(word) for word in found["command"]))
     lines.append(
@@ -221,7 +248,7 @@ def flushed(settings: Settings, wanted: dict[str, Any], found: dict[str, Any]) -
     return {"unarchived": "", "until": plan(settings, wanted)["until"] if found["until"] else ""}
 
 
-def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, start: bool = True) -> dict[str, Any]:
+def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, Any]:
     """Carry out a restore and return its receipt. With ``stop`` a running server is stopped first.
 
     Raises:
@@ -233,45 +260,54 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, start: bool =
         started = time.time()
         if found["side"]:
             return side.run(settings, target.read(wanted), found)
-        running = found["running"]
-        if running and not stop:
-            hint = "playbooks/restore.yml stops it in order; or restore beside it, with directory and port"
-            raise RefusedError(
-                f"PostgreSQL runs on {settings.data_dir}; a restore would take its files away", hint
-            )
-        if found["flushes"]:
-            found = {**found, **flushed(settings, wanted, found)}
-        if running:
-            control(settings, "stop")
-        prepare(settings, found)
-        marker = {
-            "phase": "copying",
-            "kept": found["kept"],
-            "target": found["target"],
-            "started": receipts.stamp(started),
-        }
-        receipts.write(settings, MARKER, marker)
-        copy(found)
+        left = marker.read(settings) if found["resumes"] else None
+        began = left["started"] if left is not None else receipts.stamp(started)
+        if not found["ends"]:
+            found = fill(settings, wanted, found, stop=stop, began=began)
+            marker.write(settings, marker.RECOVERING, wanted, found, began)
         copied = time.time()
-        receipts.write(settings, MARKER, {**marker, "phase": "recovering"})
-        if start:
-            recover(settings, found["until"])
-        receipts.write(settings, MARKER, {**marker, "phase": "done"})
+        recover(settings, found["until"])
+        marker.close(settings)
         receipt = {
             **found,
             "kind": "restore",
             "result": "ok",
-            "started": receipts.stamp(started),
+            "started": began,
             "finished": receipts.now(),
         }
         receipt["copy_seconds"] = round(copied - started, 1)
         receipt["seconds"] = round(time.time() - started, 1)
-        if start:
-            receipt["timeline_now"] = int(
-                engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")[0]
-            )
+        now = engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")
+        receipt["timeline_now"] = int(now[0])
         receipts.write(settings, f"restore-{receipt['finished'].replace(':', '')}.json", receipt)
         return receipt
+
+
+def fill(
+    settings: Settings, wanted: dict[str, Any], found: dict[str, Any], *, stop: bool, began: str
+) -> dict[str, Any]:
+    """Have the backup's files in the data directory, the server stopped; returns the plan as it was carried out.
+
+    Raises:
+        RefusedError: the server runs and may not be stopped; nothing was changed.
+        BackupError: a step failed; the same command goes on from there.
+    """
+    if found["running"] and not stop:
+        hint = "playbooks/restore.yml stops it in order; or restore beside it, with directory and port"
+        raise RefusedError(
+            f"PostgreSQL runs on {settings.data_dir}; a restore would take its files away", hint
+        )
+    if found["flushes"]:
+        found = {**found, **flushed(settings, wanted, found)}
+    if found["running"]:
+        control(settings, "stop")
+    if found["moves"]:
+        # Before it is done: a run that is killed now must not lose where the former data directory is.
+        marker.write(settings, marker.MOVING, wanted, found, began)
+        make_way(settings, found)
+    marker.write(settings, marker.COPYING, wanted, found, began)
+    copy(found)
+    return found
 
 
 def control(settings: Settings, verb: str) -> None:
@@ -288,11 +324,9 @@ def control(settings: Settings, verb: str) -> None:
         )
 
 
-def prepare(settings: Settings, found: dict[str, Any]) -> None:
-    """Move the present data directory away and make an empty one, unless its files are to be used."""
-    if found["resumes"] or found["overwrite"]:
-        return
-    if found["kept"]:
+def make_way(settings: Settings, found: dict[str, Any]) -> None:
+    """Move the present data directory away and make an empty one; a run that was killed in the middle of that has left a part to do."""
+    if found["kept"] and not Path(found["kept"]).exists():
         settings.data.rename(found["kept"])
     elif settings.data.exists():
         shutil.rmtree(settings.data)
@@ -328,8 +362,9 @@ def recover(settings: Settings, end: str = "") -> None:
         raise recovery.reason(server, error) from error
     try:
         recovery.wait(settings, server, lambda: engine.is_running(settings), end)
-    except BackupError:
-        if end and engine.is_running(settings):
-            # It serves nothing but reads as it stands, and would go on trying; the next run starts it again.
+    except BackupError as error:
+        # What only takes longer goes on, and the next run sees its end. Else it serves nothing but reads as it stands, and would go on
+        # trying in vain.
+        if end and error.code != INTERRUPTED and engine.is_running(settings):
             control(settings, "stop")
         raise
