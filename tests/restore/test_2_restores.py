@@ -31,6 +31,8 @@ def now(cluster: Cluster) -> datetime:
         ({"name": "nobody-made-this"}, 9, "does not know the restore point"),
         ({"latest": True, "set": "20200101-000000F"}, 9, "no repository holds the set 20200101-000000F"),
         ({"latest": True, "repository": 7}, 3, "no repository 7"),
+        ({"latest": True, "repository": "elsewhere"}, 3, "no repository elsewhere"),
+        ({"lsn": "FFFFFFFF/0"}, 9, "lies after the end of timeline"),
         ({"latest": True, "timeline": 99}, 9, "no timeline 99"),
         ({"latest": True, "time": "2026-11-21 08:00:00Z"}, 2, "exactly one"),
         ({}, 2, "exactly one"),

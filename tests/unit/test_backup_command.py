@@ -121,6 +121,60 @@ def test_a_time_is_read_with_its_zone(text: str, seconds: float) -> None:
     assert target.read({"time": text}).moment == seconds
 
 
+SIDE = {"latest": True, "directory": "/srv/side", "port": 5440}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ("latest", "no dictionary"),
+        (["latest"], "no dictionary"),
+        (None, "no dictionary"),
+        ({"latest": "false"}, "latest is 'false'"),
+        ({"latest": "soon"}, "latest is 'soon'"),
+        ({"latest": ["true"]}, "latest is"),
+        ({"name": True}, "name is True"),
+        ({"time": {"a": 1}}, "time is"),
+        ({"latest": True, "exclusive": True}, "exclusive says nothing about latest"),
+        ({"name": "p", "exclusive": True}, "exclusive says nothing about name"),
+        ({"latest": True, "overwrite": "perhaps"}, "overwrite is 'perhaps'"),
+        ({"latest": True, "timeline": True}, "timeline is True"),
+        ({"latest": True, "timeline": "new"}, "not a timeline"),
+        ({"latest": True, "set": ["A"]}, "set is"),
+        ({"latest": True, "repository": 1.5}, "repository is 1.5"),
+        ({**SIDE, "port": "abc"}, "'abc' is not a port"),
+        ({**SIDE, "port": 99999}, "'99999' is not a port"),
+        ({**SIDE, "port": "0"}, "'0' is not a port"),
+        ({**SIDE, "port": -1}, "'-1' is not a port"),
+        ({**SIDE, "directory": "side"}, "not an absolute path"),
+        ({**SIDE, "directory": "/srv/it's"}, "may not stand in it"),
+        ({**SIDE, "directory": "/srv/a\nb"}, "may not stand in it"),
+    ],
+    ids=str,
+)
+def test_what_is_no_target_is_told_so(wanted: object, says: str) -> None:
+    with pytest.raises(errors.BackupError, match=re.escape(says)) as caught:
+        target.read(wanted)
+    assert caught.value.code == errors.USAGE
+    assert caught.value.hint
+
+
+def test_yes_and_no_are_read_as_ansible_hands_them_on() -> None:
+    read = target.read({"latest": "true", "overwrite": "yes", "replicas_left": "no", "exclusive": "False"})
+    assert (read.kind, read.overwrite, read.replicas_left, read.exclusive) == ("latest", True, False, False)
+
+
+def test_a_repository_goes_by_number_or_name(host: Any) -> None:
+    assert [
+        target.choose_repository(host, target.read({"latest": True, "repository": one}), lambda number: INFO)[
+            0
+        ]
+        for one in (2, "2", "offsite", 0)
+    ] == [2, 2, 2, 1]
+    with pytest.raises(errors.BackupError, match="no repository s3"):
+        target.choose_repository(host, target.read({"latest": True, "repository": "s3"}), lambda number: INFO)
+
+
 @pytest.mark.parametrize(
     ("wanted", "label"),
     [
@@ -363,6 +417,38 @@ def test_another_target_takes_the_files_that_an_interrupted_restore_left(
     assert (found["ends"], found["flushes"], found["moves"], found["resumes"]) == (False, False, False, True)
     assert "--delta" in found["command"]
     assert found["kept"] == str(tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    ("timeline", "end", "says"),
+    [
+        ("", "0/6000000", "lies after the end of timeline 1, which has come to 0/6000000"),
+        ("", "0/7000000", ""),
+        ("1", "0/7000000", "has come to 000000010000000000000005"),
+    ],
+    ids=["beyond what the server wrote", "in it", "beyond what is left of another timeline"],
+)
+def test_an_lsn_that_was_never_written_is_refused(
+    planned: Callable[..., Any],
+    archived: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    timeline: str,
+    end: str,
+    says: str,
+) -> None:
+    archived(at_0000000100000000=f"000000010000000000000005-{'a' * 40}.zst")
+    now = "00000002" if timeline else "00000001"
+    monkeypatch.setattr(engine, "query", lambda host, statement: [f"{end}\t{now}0000000000000006"])
+    monkeypatch.setattr(engine, "run", lambda command: engine.Done(0, "Bytes per WAL segment:  16777216\n"))
+    (tmp_path / "data/global").mkdir()
+    (tmp_path / "data/global/pg_control").touch()
+    wanted = {"lsn": "0/6800000", "timeline": timeline}
+    if says:
+        with pytest.raises(errors.RefusedError, match=says):
+            planned(wanted, running=True)
+    else:
+        assert planned(wanted, running=True)["set"] == "B"
 
 
 def test_a_server_that_replays_for_another_reason_is_not_restored_over(planned: Callable[..., Any]) -> None:

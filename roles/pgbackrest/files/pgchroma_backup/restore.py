@@ -14,6 +14,7 @@ from . import engine, marker, receipts, recovery, replicas, side, target, wal
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target, Way
+from .timelines import lsn_number
 
 MEGABYTE = 1 << 20
 
@@ -96,6 +97,9 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         options += side.options(goal)
     else:
         place = settings.data
+    serving = running and not replaying
+    if goal.kind == "lsn":
+        refuse_beyond(settings, goal, way, serving=serving)
     resumes = stopped is not None
     moves = stopped is None or stopped["phase"] == marker.MOVING
     end = way.end if goal.kind == "latest" else ""
@@ -109,7 +113,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
             f"{place} has {free // MEGABYTE} MB free, the restored cluster takes {needed // MEGABYTE} MB",
             hint,
         )
-    serving = running and not goal.side and not replaying
+    serving = serving and not goal.side
     followers = replicas.refuse(settings, left=goal.replicas_left) if serving else []
     kept = ""
     if not goal.side:
@@ -140,6 +144,28 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
     }
     found["text"] = text_of(settings, goal, found)
     return found
+
+
+def refuse_beyond(settings: Settings, goal: Target, way: Way, *, serving: bool) -> None:
+    """Refuse an LSN that the timeline has not come to.
+
+    Raises:
+        RefusedError: it lies after the end of what the repository holds of the timeline, or of what the running server has written on it.
+    """
+    end = ""
+    if serving:
+        now, name = engine.query(
+            settings, "SELECT pg_current_wal_lsn(), pg_walfile_name(pg_current_wal_lsn())"
+        )[0].split("\t")
+        end = now if int(name[:8], 16) == way.line.number else ""
+    # On a bare host nothing tells how large a segment is: there recovery finds out, and resumes.
+    if not end and (settings.data / "global/pg_control").exists():
+        end = way.end
+    if end and lsn_number(goal.value) > recovery.must_pass(settings, recovery.own_server(settings), end):
+        raise RefusedError(
+            f"{goal} lies after the end of timeline {way.line.number}, which has come to {end}",
+            "give an LSN before that, or latest",
+        )
 
 
 def ending(settings: Settings, left: dict[str, Any]) -> dict[str, Any]:

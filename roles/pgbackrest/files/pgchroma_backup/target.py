@@ -27,19 +27,22 @@ KEYS = {
     "replicas_left",
     "unarchived_lost",
 }
-TRUE = (True, "true", "yes")
+TRUE, FALSE = (True, "true", "True", "yes"), (None, False, "", "false", "False", "no")
+# What stands in a configuration file, in quotes.
+PLAIN_PATH = re.compile(r"/[\w@%+=:,./ -]*")
+PORTS = range(1, 65536)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What was asked for. ``moment`` is seconds since 1970 where the target is a time."""
+    """What was asked for. ``moment`` is seconds since 1970 where the target is a time; ``repository`` is its number or name, or empty."""
 
     kind: str
     value: str
     moment: float
     set: str
     timeline: str
-    repository: int
+    repository: str
     exclusive: bool
     directory: str
     port: int
@@ -85,13 +88,35 @@ def moment_of(text: str) -> float:
     return moment.timestamp()
 
 
-def read(wanted: dict[str, Any]) -> Target:
-    """Return the target that a dictionary describes.
+def flag(wanted: dict[str, Any], key: str) -> bool:
+    """Return a key that is true or false; what is neither is refused."""
+    value = wanted.get(key)
+    if value in TRUE:
+        return True
+    if value in FALSE:
+        return False
+    raise usage(f"{key} is {value!r}", "give true or false")
+
+
+def words(wanted: dict[str, Any], key: str) -> str:
+    """Return a key that is text or a number, as text; empty where it is not given."""
+    value = wanted.get(key)
+    if value in (None, ""):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise usage(f"{key} is {value!r}", "give text or a number")
+    return str(value).strip()
+
+
+def kind_of(wanted: object) -> tuple[dict[str, Any], str]:
+    """Return the dictionary, and which of the targets it gives.
 
     Raises:
-        BackupError: a key is unknown, none or several of the targets are given, or a value is not of its form.
+        BackupError: it is no dictionary, has a key that is unknown, or gives none or several.
     """
-    unknown = sorted(set(wanted) - KEYS)
+    if not isinstance(wanted, dict):
+        raise usage(f"restore is {wanted!r}, which is no dictionary", 'for example {"latest": true}')
+    unknown = sorted(str(key) for key in set(wanted) - KEYS)
     if unknown:
         raise usage(f"restore has unknown keys: {', '.join(unknown)}", f"known are {', '.join(sorted(KEYS))}")
     given = [kind for kind in KINDS if wanted.get(kind) not in (None, False, "")]
@@ -101,8 +126,20 @@ def read(wanted: dict[str, Any]) -> Target:
             f"restore must have exactly one of {', '.join(KINDS)}; it has {shown}",
             'for example {"latest": true}',
         )
-    kind = given[0]
-    value = "" if wanted[kind] is True else str(wanted[kind]).strip()
+    return wanted, given[0]
+
+
+def value_of(wanted: dict[str, Any], kind: str) -> str:
+    """Return the value of the target; empty where it needs none.
+
+    Raises:
+        BackupError: it is not of its form.
+    """
+    if kind in ("latest", "immediate"):
+        if not flag(wanted, kind):
+            raise usage(f"{kind} is {wanted[kind]!r}", "give true, or another target")
+        return ""
+    value = words(wanted, kind)
     if kind == "lsn" and not re.fullmatch(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}", value):
         raise usage(
             f"{value!r} is not an LSN",
@@ -110,32 +147,64 @@ def read(wanted: dict[str, Any]) -> Target:
         )
     if kind == "xid" and not value.isdigit():
         raise usage(f"{value!r} is not a transaction id", "it is a number; pg_current_xact_id() prints one")
-    timeline = str(wanted.get("timeline") or "")
-    if timeline and timeline not in ("latest", "current") and not timeline.isdigit():
-        raise usage(f"{timeline!r} is not a timeline", "give latest, current or its number")
-    if kind == "immediate" and timeline not in ("", "current"):
-        raise usage("the end of a backup lies on the backup's own timeline", "leave timeline out")
-    directory, port = str(wanted.get("directory") or ""), int(wanted.get("port") or 0)
+    return value
+
+
+def side_of(wanted: dict[str, Any]) -> tuple[str, int]:
+    """Return the directory and the port of a side restore, or nothing and 0.
+
+    Raises:
+        BackupError: one of them is missing, or is not of its form.
+    """
+    directory, port = words(wanted, "directory"), words(wanted, "port")
     if bool(directory) != bool(port):
         raise usage(
             "a side restore needs both directory and port",
             'for example {"directory": "/srv/side", "port": 5440}',
         )
-    if directory and not directory.startswith("/"):
+    if not directory:
+        return "", 0
+    if not directory.startswith("/"):
         raise usage(f"{directory} is not an absolute path", "begin it with /")
+    if not PLAIN_PATH.fullmatch(directory):
+        raise usage(
+            f"{directory!r} has characters that may not stand in it", "letters, digits and @%+=:,./ - may"
+        )
+    if not port.isdigit() or int(port) not in PORTS:
+        raise usage(f"{port!r} is not a port", f"give a number from {PORTS[0]} to {PORTS[-1]}")
+    return directory.rstrip("/"), int(port)
+
+
+def read(given: object) -> Target:
+    """Return the target that a dictionary describes.
+
+    Raises:
+        BackupError: it is none, a key is unknown, none or several of the targets are given, or a value is not of its form.
+    """
+    wanted, kind = kind_of(given)
+    value = value_of(wanted, kind)
+    exclusive = flag(wanted, "exclusive")
+    if exclusive and kind not in ("time", "lsn", "xid"):
+        raise usage(f"exclusive says nothing about {kind}", "it goes with time, lsn or xid; leave it out")
+    timeline = words(wanted, "timeline")
+    if timeline and timeline not in ("latest", "current") and not timeline.isdigit():
+        raise usage(f"{timeline!r} is not a timeline", "give latest, current or its number")
+    if kind == "immediate" and timeline not in ("", "current"):
+        raise usage("the end of a backup lies on the backup's own timeline", "leave timeline out")
+    directory, port = side_of(wanted)
     return Target(
         kind=kind,
         value=value,
         moment=moment_of(value) if kind == "time" else 0.0,
-        set=str(wanted.get("set") or ""),
+        set=words(wanted, "set"),
         timeline=timeline,
-        repository=int(wanted.get("repository") or 0),
-        exclusive=wanted.get("exclusive") in TRUE,
-        directory=directory.rstrip("/"),
+        repository=words(wanted, "repository"),
+        exclusive=exclusive,
+        directory=directory,
         port=port,
-        overwrite=wanted.get("overwrite") in TRUE,
-        replicas_left=wanted.get("replicas_left") in TRUE,
-        unarchived_lost=wanted.get("unarchived_lost") in TRUE,
+        overwrite=flag(wanted, "overwrite"),
+        replicas_left=flag(wanted, "replicas_left"),
+        unarchived_lost=flag(wanted, "unarchived_lost"),
     )
 
 
@@ -150,18 +219,15 @@ def choose_repository(settings: Settings, target: Target, look: Look) -> tuple[i
     Raises:
         BackupError: the one named cannot be read, or none can.
     """
-    if target.repository:
-        settings.repository(target.repository)
+    named = [settings.named(target.repository).number] if target.repository not in ("", "0") else []
     faults = []
-    for number in (
-        [target.repository] if target.repository else [entry.number for entry in settings.repositories]
-    ):
+    for number in named or [entry.number for entry in settings.repositories]:
         info = look(number)
         fault = engine.repository_fault(info, settings, number)
         held = [entry["label"] for entry in backup.backups_of(info, number)]
         if fault is not None:
             faults.append(fault)
-        elif target.repository or (held and (not target.set or target.set in held)):
+        elif named or (held and (not target.set or target.set in held)):
             return number, info
     if faults:
         raise backup.joined(faults)
