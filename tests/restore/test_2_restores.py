@@ -119,6 +119,43 @@ def test_side_restore_leaves_the_cluster_alone(host: Host, cluster: Cluster) -> 
     assert not host.file("/srv/side").exists
 
 
+def test_side_restore_through_the_playbook_ends_in_a_proof_of_the_copy(
+    host: Host, cluster: Cluster, playbook: Playbook, tmp_path: Path
+) -> None:
+    """Of its records too, where digests of the target were recorded; and digests of something else are not found in it."""
+    assert cluster("backup", "--type=incr", "--repository=1").status == 0
+    point = cluster.receipt("digests/latest.json")["point"]
+    wanted = {"name": point, "directory": "/srv/side", "port": 5440}
+    done = playbook("restore.yml", restore=wanted, confirm="backup-restore1")
+    assert done.returncode == 0, done.stdout
+    assert f"records as recorded at {point}" in done.stdout
+    assert "Show the result" not in done.stdout, (
+        "the service was not touched, so it is not what is to be proven"
+    )
+    receipt = json.loads(next(tmp_path.glob("restore-backup*.json")).read_text(encoding="utf-8"))
+    assert receipt["checks"]["digests"] == point
+    assert {"pages", "indexes", "digests"} <= {check["id"] for check in receipt["checks"]["checks"]}
+    assert cluster("side-remove", "--directory", "/srv/side").status == 0
+    file = f"{STATE}/digests/{point}.json"
+    host.check_output(f'cp -p {file} /root/digests && sed -i \'s/"system_identifier": "/&9/\' {file}')
+    try:
+        answer = cluster.restore(**wanted)
+        assert answer.status == 8, answer.text
+        assert "same-cluster" in answer.text
+    finally:
+        host.check_output(f"cp -p /root/digests {file}")
+        assert cluster("side-remove", "--directory", "/srv/side").status == 0
+
+
+def test_restore_to_a_recorded_point_compares_every_collection(cluster: Cluster) -> None:
+    assert cluster("backup", "--type=incr", "--repository=1").status == 0
+    point = cluster.receipt("digests/latest.json")["point"]
+    answer = cluster.restore(name=point)
+    assert answer.status == 0, answer.text
+    assert answer.result["checks"]["digests"] == point
+    assert cluster("restore-finish", "--keep=restored").status == 0
+
+
 def test_playbook_restores_to_before_a_dropped_table(
     host: Host, cluster: Cluster, playbook: Playbook, tmp_path: Path
 ) -> None:

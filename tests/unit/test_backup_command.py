@@ -1,5 +1,6 @@
 """The command that backed-up hosts run: reading targets, choosing backups, understanding pgBackRest; without a host."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -13,13 +14,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-backup, engine, errors, marker, recovery, restore, settings, target, timelines, verification, wal = (
+backup, engine, errors, marker, proof, recovery, restore, settings, target, timelines, verification, wal = (
     importlib.import_module(f"pgchroma_backup.{name}")
     for name in (
         "backup",
         "engine",
         "errors",
         "marker",
+        "proof",
         "recovery",
         "restore",
         "settings",
@@ -589,6 +591,51 @@ def test_ciphertext_in_the_answer_is_read_for_what_it_is(quote: str, monkeypatch
         read()
     assert caught.value.code == 3
     assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "runs"),
+    [
+        ({"name": "p"}, "--digests {}/digests/p.json"),
+        ({"latest": True}, "--no-digests"),
+        ({"name": "q"}, "--no-digests"),
+    ],
+    ids=["at a recorded point", "anywhere", "at another point"],
+)
+def test_a_copy_is_proven_by_what_is_known_of_its_target(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], runs: str
+) -> None:
+    (tmp_path / "digests").mkdir()
+    (tmp_path / "digests/p.json").touch()
+    (tmp_path / "pgchroma").touch()
+    here = dataclasses.replace(host, pgchroma_command=str(tmp_path / "pgchroma"))
+    commands = []
+    monkeypatch.setattr(
+        engine, "run", lambda command, timeout: commands.append(command) or engine.Done(0, "{}")
+    )
+    goal = target.read({**wanted, "directory": "/srv/side", "port": 5440})
+    assert proof.side(here, goal, Path("/srv/side"))["by"] == "pgchroma backup check-restored"
+    assert runs.format(tmp_path) in " ".join(commands[0])
+    assert "host=/srv/side/socket&port=5440" in " ".join(commands[0])
+    assert proof.side(host, goal, Path("/srv/side"))["by"] == "pg_amcheck", "without pgchroma on the host"
+    assert commands[1][0] == "/bin/pg_amcheck"
+
+
+def test_a_proof_that_fails_stands_in_the_receipt(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        engine, "run", lambda command, timeout: engine.Done(8, "critical checks failed: digests")
+    )
+    goal = target.read({"name": "p"})
+    with pytest.raises(errors.DamagedError, match="critical checks failed"):
+        proof.keep(host, {"kind": "restore"}, lambda: proof.check(host, "url", None))
+    receipt = json.loads(next(tmp_path.glob("restore-*.json")).read_text(encoding="utf-8"))
+    assert receipt["result"] == "damaged"
+    assert "critical checks failed: digests" in receipt["detail"]
+    assert proof.own(host, goal) == {"by": "", "digests": ""}, (
+        "nothing was recorded there: verify.yml looks at it"
+    )
 
 
 GOOD = """stanza: main

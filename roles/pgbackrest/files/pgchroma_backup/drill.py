@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import backup, engine, receipts, restore, side, target
+from . import backup, engine, proof, receipts, restore, side, target
 from .errors import BackupError, DamagedError
 from .settings import Settings
 from .timelines import lsn_number
@@ -60,21 +60,8 @@ def prove(settings: Settings, place: Path) -> dict[str, Any]:
     if not settings.pgchroma_command:
         hint = "set pgbackrest_pgchroma_command; a copy without these checks is not proven"
         raise BackupError("there is no pgchroma on this host to prove the restored collections with", hint)
-    command = [settings.pgchroma_command, "backup", "check-restored", "--format", "json"]
-    command += ["--database-url", backup.database_url(settings, f"{place}/socket", settings.drill_port)]
-    command += ["--state-dir", settings.state_dir, "--digests", str(digests_file(settings))]
-    done = engine.run(command, timeout=7200)
-    text = engine.readable(done.output.strip())
-    if done.status != 0:
-        raise DamagedError(
-            f"the restored copy is not what was backed up (status {done.status}): {text[-1500:]}",
-            "take a full backup now",
-        )
-    try:
-        found: dict[str, Any] = json.loads(done.output)
-    except ValueError:
-        found = {"output": text}
-    return found
+    url = backup.database_url(settings, f"{place}/socket", settings.drill_port)
+    return proof.check(settings, url, digests_file(settings))
 
 
 def check_pages(settings: Settings, place: Path) -> str:

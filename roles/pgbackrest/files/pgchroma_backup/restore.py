@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import engine, marker, receipts, recovery, replicas, side, target, wal
+from . import engine, marker, proof, receipts, recovery, replicas, side, target, wal
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target, Way
@@ -294,19 +294,17 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, 
         copied = time.time()
         recover(settings, found["until"])
         marker.close(settings)
+        now = engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")
         receipt = {
             **found,
             "kind": "restore",
-            "result": "ok",
             "started": began,
-            "finished": receipts.now(),
+            "copy_seconds": round(copied - started, 1),
+            "seconds": round(time.time() - started, 1),
+            "timeline_now": int(now[0]),
         }
-        receipt["copy_seconds"] = round(copied - started, 1)
-        receipt["seconds"] = round(time.time() - started, 1)
-        now = engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")
-        receipt["timeline_now"] = int(now[0])
-        receipts.write(settings, f"restore-{receipt['finished'].replace(':', '')}.json", receipt)
-        return receipt
+        goal = target.read(wanted)
+        return proof.keep(settings, receipt, lambda: proof.own(settings, goal))
 
 
 def fill(

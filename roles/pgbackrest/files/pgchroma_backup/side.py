@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts, recovery
+from . import engine, proof, receipts, recovery
 from .errors import UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target
@@ -225,19 +225,20 @@ def copy(settings: Settings, place: Path, port: int, found: dict[str, Any]) -> N
 
 
 def run(settings: Settings, goal: Target, found: dict[str, Any]) -> dict[str, Any]:
-    """Restore beside the cluster and leave the copy running; returns the receipt with how to reach and to remove it."""
+    """Restore beside the cluster, prove the copy and leave it running; returns the receipt with how to reach and to remove it.
+
+    Raises:
+        BackupError: the restore failed, or the copy is not what was backed up.
+    """
     started = time.time()
     place = Path(goal.directory)
     copy(settings, place, goal.port, found)
     receipt = {
         **found,
         "kind": "restore",
-        "result": "ok",
         "started": receipts.stamp(started),
-        "finished": receipts.now(),
         "seconds": round(time.time() - started, 1),
         "reach": f"psql -h {place}/socket -p {goal.port} -U postgres {settings.database}",
         "remove": stop_line(settings, goal.directory),
     }
-    receipts.write(settings, f"restore-{receipt['finished'].replace(':', '')}.json", receipt)
-    return receipt
+    return proof.keep(settings, receipt, lambda: proof.side(settings, goal, place))
