@@ -179,7 +179,9 @@ def test_drill_proves_the_newest_backup(host: Host, cluster: Cluster) -> None:
     assert cluster.is_running()
 
 
-def test_drill_that_finds_a_difference_fails_and_tells(host: Host, cluster: Cluster) -> None:
+def test_drill_that_finds_a_difference_fails_and_tells(
+    host: Host, cluster: Cluster, playbook: Playbook, tmp_path: Path
+) -> None:
     """The negative control: digests of something else must not be found in the copy."""
     digests = f"{STATE}/digests/latest.json"
     host.check_output(f"cp -p {digests} {digests}.kept")
@@ -191,6 +193,12 @@ def test_drill_that_finds_a_difference_fails_and_tells(host: Host, cluster: Clus
         told = wait_for("the alert command was called", lambda: _told(host, "drill"))
         assert told["unit"] == "pgchroma-backup-drill.service"
         assert cluster("check").status == 8
+        done = playbook("restore_drill.yml")
+        assert done.returncode != 0
+        kept = json.loads(next(tmp_path.glob("drill-backup*.json")).read_text(encoding="utf-8"))
+        assert (kept["result"], kept["status"], kept["host"]) == ("failed", 8, "backup-restore1")
+        assert "same-cluster" in kept["error"]
+        assert kept["receipt"] == cluster.receipt("drill.json")
     finally:
         host.check_output(f"mv {digests}.kept {digests}")
     assert cluster("drill").status == 0

@@ -638,6 +638,23 @@ def test_a_proof_that_fails_stands_in_the_receipt(
     )
 
 
+def test_a_verb_that_fails_has_a_result_for_its_receipt(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = importlib.import_module("pgchroma_backup.__main__")
+    monkeypatch.setattr(
+        sys, "argv", ["pgchroma-backup", "--settings", str(tmp_path / "settings.json"), "drill", "--json"]
+    )
+    assert command.main() == errors.UNEXPECTED
+    told = capsys.readouterr()
+    assert "no digests of the collections are recorded" in told.err
+    result = json.loads(told.out)
+    assert (result["kind"], result["result"], result["status"]) == ("drill", "failed", 1)
+    assert "no digests of the collections are recorded" in result["error"]
+    assert result["receipt"]["result"] == "failed"
+    assert result["receipt"] == json.loads((tmp_path / "drill.json").read_text(encoding="utf-8"))
+
+
 GOOD = """stanza: main
 status: ok
   archiveId: 17-1, total WAL checked: 3, total valid WAL: 3

@@ -143,17 +143,22 @@ def main() -> int:
     try:
         result = dispatch(words, settings.read(words.settings))
     except BackupError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.code
+        return failed(words, error)
     except PermissionError as error:
-        sys.stderr.write(f"{error}\nrun this as root\n")
-        return USAGE
+        return failed(words, BackupError(str(error), "run this as root", USAGE))
     except OSError as error:
         explained = engine.explained("working on this host's files", str(error))
-        sys.stderr.write(f"{explained}\n" if explained.code else f"{error}\n")
-        return UNEXPECTED
+        return failed(words, BackupError(explained.message, explained.hint, UNEXPECTED))
     sys.stdout.write((json.dumps(result) if words.json else text_of(result)) + "\n")
     return OK
+
+
+def failed(words: argparse.Namespace, error: BackupError) -> int:
+    """Say what went wrong, with --json as the verb's result too, and return the exit status."""
+    sys.stderr.write(f"{error}\n")
+    if words.json:
+        sys.stdout.write(json.dumps(error.as_json(words.verb)) + "\n")
+    return error.code
 
 
 if __name__ == "__main__":

@@ -116,11 +116,13 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
     }
     keep(settings, receipt)
     if found:
-        raise DamagedError(
+        error = DamagedError(
             f"{what}: {entry['label']} was taken, but holds damaged pages: {found}",
             "Nothing was expired. Find the table with `pg_amcheck --all` and `SELECT ...::regclass`, restore the newest backup before it "
             "(restore.yml with set), then take a full backup",
         )
+        error.receipt = receipt
+        raise error
     engine.pgbackrest(
         settings, f"expiring old backups of {repository}", "expire", f"--repo={repository.number}"
     )
@@ -174,7 +176,10 @@ def run(
         hint = "find them with `pg_amcheck --all`; when they are repaired, reset the count: SELECT pg_stat_reset() in that database"
         errors.append(DamagedError(text, hint))
     if errors:
-        raise joined(errors)
+        error = joined(errors)
+        damaged = [entry.receipt for entry in errors if entry.receipt is not None]
+        error.receipt = {"kind": "backups", "backups": [*done, *damaged]}
+        raise error
     if settings.pgchroma_command and not digests["recorded"]:
         hint = "the backups are good; without digests a drill cannot compare records. Run the command by hand to see why"
         raise BackupError(f"the collections' digests were not recorded: {digests['detail']}", hint)

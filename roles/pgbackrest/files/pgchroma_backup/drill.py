@@ -111,6 +111,7 @@ def run(settings: Settings) -> dict[str, Any]:
             receipt |= {"result": "ok", "detail": "restored, proven and removed"}
         except BackupError as error:
             receipt["detail"] = str(error)
+            error.receipt = receipt
             raise
         finally:
             if (place / side.MARKER).exists():

@@ -99,6 +99,7 @@ def keep(settings: Settings, receipt: dict[str, Any], prove: Callable[[], dict[s
         receipt = {**receipt, "checks": prove(), "result": "ok"}
     except BackupError as error:
         receipt |= {"checks": {}, "result": "damaged", "detail": str(error)}
+        error.receipt = receipt
         raise
     finally:
         receipt["finished"] = receipts.now()

@@ -79,9 +79,10 @@ def run(settings: Settings, numbers: list[int]) -> dict[str, Any]:
     }
     receipts.write(settings, "verify.json", receipt)
     bad = [f"{settings.repository(e['repository'])}: {problem}" for e in results for problem in e["problems"]]
-    if errors:
-        raise BackupError("\n".join(bad), errors[0].hint, errors[0].code)
+    hint = "Sets that need a damaged file cannot be restored: take a full backup now, and keep another repository until it is proven"
     if bad:
-        hint = "Sets that need a damaged file cannot be restored: take a full backup now, and keep another repository until it is proven"
-        raise DamagedError("\n".join(bad), hint)
+        error = errors[0] if errors else DamagedError("", hint)
+        told = BackupError("\n".join(bad), error.hint, error.code)
+        told.receipt = receipt
+        raise told
     return receipt
