@@ -162,11 +162,13 @@ def waiting(cluster: Cluster) -> int:
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_playbook(inventory: str, name: str, **variables: object) -> subprocess.CompletedProcess[str]:
+def run_playbook(
+    inventory: str, name: str, *options: str, **variables: object
+) -> subprocess.CompletedProcess[str]:
     """Run a playbook as an operator does, with variables as JSON."""
     tools = Path(sys.executable).parent
     command = [str(tools / "ansible-playbook"), "-i", inventory, str(ROOT / "playbooks" / name)]
-    command += ["-e", json.dumps(variables)]
+    command += ["-e", json.dumps(variables), *options]
     environment = {
         # Where molecule.yml has the passphrases of the scenario.
         "PGCHROMA_SECRETS": str(ROOT / "build/secrets"),
@@ -184,8 +186,10 @@ def playbook(request: pytest.FixtureRequest, tmp_path: Path) -> Playbook:
     """Run a playbook against the scenario's hosts, receipts into the test's own folder."""
     inventory = request.config.stash[WRITTEN]
 
-    def run(name: str, *, on: str = inventory, **variables: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        name: str, *options: str, on: str = inventory, **variables: object
+    ) -> subprocess.CompletedProcess[str]:
         receipts = {"backup_receipts_directory": str(tmp_path), "verify_receipts_directory": str(tmp_path)}
-        return run_playbook(on, name, **receipts, **variables)
+        return run_playbook(on, name, *options, **receipts, **variables)
 
     return run

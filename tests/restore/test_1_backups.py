@@ -179,6 +179,25 @@ def test_drill_proves_the_newest_backup(host: Host, cluster: Cluster) -> None:
     assert cluster.is_running()
 
 
+def test_what_is_about_to_be_done_is_said_and_a_check_leaves_it_at_that(
+    cluster: Cluster, playbook: Playbook, tmp_path: Path
+) -> None:
+    drilled = cluster.receipt("drill.json")
+    done = playbook("restore_drill.yml", "--check")
+    assert done.returncode == 0, done.stdout
+    assert f"--set={cluster.newest(1)}" in done.stdout
+    assert "MB free" in done.stdout
+    assert cluster.receipt("drill.json") == drilled
+    done = playbook("restore_point.yml", "--check", restore_point="never-made")
+    assert done.returncode == 0, done.stdout
+    assert "SELECT pg_create_restore_point('never-made')" in done.stdout
+    assert "never-made" not in cluster("info").result["text"]
+    done = playbook("backup_verify.yml", "--check", backup_verify_repository=1)
+    assert done.returncode == 0, done.stdout
+    assert "Read all of repository 1 (local: posix, /var/lib/pgbackrest)" in done.stdout
+    assert not list(tmp_path.glob("*.json")), "nothing was done, so there is no receipt"
+
+
 def test_drill_that_finds_a_difference_fails_and_tells(
     host: Host, cluster: Cluster, playbook: Playbook, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     verb("check", "send WAL through every repository and judge the age of backups and of the last drill")
     added = verb("verify", "read every file of a repository against its checksum")
     added.add_argument("--repository", type=int, action="append", default=[])
+    only_told(added)
     for name, text in (
         ("restore-plan", "say what a restore would do, changing nothing"),
         ("restore-flush", "have the repository of a restore hold everything until now; nothing stops"),
@@ -75,16 +76,22 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--directory", required=True)
     added = verb("restore-finish", "remove the data directory that a restore kept, or put it back")
     added.add_argument("--keep", choices=("restored", "former"), required=True)
-    added.add_argument("--dry-run", action="store_true", help="say what it would do, changing nothing")
+    only_told(added)
     added = verb("restore-point", "make a named restore point and archive it")
     added.add_argument("--name", required=True)
-    verb("drill", "restore the newest backup apart from the cluster, prove it, time it, remove it")
+    only_told(added)
+    only_told(verb("drill", "restore the newest backup apart from the cluster, prove it, time it, remove it"))
     verb("stanza", "create the stanza in repositories that do not hold it")
     added = verb("check-config", "have pgBackRest read a configuration file")
     added.add_argument("--file", required=True)
     added = verb("alert", "hand the failure of a unit to the operator's command")
     added.add_argument("--unit", required=True)
     return top
+
+
+def only_told(verb: argparse.ArgumentParser) -> None:
+    """Let a verb say what it would do."""
+    verb.add_argument("--dry-run", action="store_true", help="say what it would do, changing nothing")
 
 
 def checked(host: settings.Settings) -> Result:
@@ -114,14 +121,14 @@ def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
         },
         "info": lambda: overview.run(host),
         "check": lambda: checked(host),
-        "verify": lambda: verification.run(host, words.repository),
+        "verify": lambda: (verification.plan if words.dry_run else verification.run)(host, words.repository),
         "restore-plan": lambda: restore.plan(host, words.target),
         "restore-flush": lambda: restore.send(host, words.target),
         "restore": lambda: restore.run(host, words.target, stop=words.stop),
         "side-remove": lambda: finished(host, words.directory),
         "restore-finish": lambda: (point.finish_plan if words.dry_run else point.finish)(host, words.keep),
-        "restore-point": lambda: point.create(host, words.name),
-        "drill": lambda: drill.run(host),
+        "restore-point": lambda: (point.plan if words.dry_run else point.create)(host, words.name),
+        "drill": lambda: (drill.plan if words.dry_run else drill.run)(host),
         "stanza": lambda: repositories.create(host),
         "check-config": lambda: repositories.check_configuration(host, words.file),
         "alert": lambda: alert.run(host, words.unit),

@@ -17,6 +17,12 @@ def backups_of(info: dict[str, Any], number: int) -> list[dict[str, Any]]:
     return [entry for entry in info["backup"] if entry["database"]["repo-key"] == number]
 
 
+def stored_bytes(entry: dict[str, Any]) -> int:
+    """Return what a backup takes in its repository beyond those it builds on."""
+    stored = entry["info"]["repository"]
+    return int(stored.get("delta", stored.get("size", 0)))
+
+
 def labels(settings: Settings, repository: Repository) -> list[dict[str, Any]]:
     """Return the backups in one repository as it is now, oldest first.
 
@@ -108,7 +114,7 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
         "finished": receipts.now(),
         "seconds": round(time.time() - started, 1),
         "cluster_bytes": entry["info"]["size"],
-        "stored_bytes": entry["info"]["repository"].get("delta", entry["info"]["repository"].get("size", 0)),
+        "stored_bytes": stored_bytes(entry),
         "lsn": entry["lsn"],
         "wal": entry["archive"],
         "result": "damaged" if found else "ok",

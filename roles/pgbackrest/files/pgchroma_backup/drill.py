@@ -50,6 +50,21 @@ def wanted(settings: Settings) -> dict[str, Any]:
     }
 
 
+def plan(settings: Settings) -> dict[str, Any]:
+    """Return what a drill would do: the side restore that it is, and a text for people. Changes nothing.
+
+    Raises:
+        BackupError: no digests were recorded after the newest backup, there is no room, or a drill is at work.
+    """
+    found = restore.plan(settings, wanted(settings))
+    after = [
+        f"  pgchroma backup check-restored: pages, tables, indexes, a vector query, digests of {digests_file(settings)}",
+        f"  {settings.bin_dir}/pg_checksums --check -D {found['directory']}",
+        f"  {side.stop_line(settings, settings.drill_directory)}",
+    ]
+    return {**found, "kind": "drill-plan", "text": "\n".join([found["text"], *after])}
+
+
 def prove(settings: Settings, place: Path) -> dict[str, Any]:
     """Run pgchroma's checks on the copy: indexes by amcheck, digests as recorded, a vector query.
 

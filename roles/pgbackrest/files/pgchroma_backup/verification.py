@@ -6,10 +6,11 @@ import re
 import time
 from typing import Any
 
-from . import engine, receipts
+from . import backup, engine, receipts
 from .errors import BackupError, DamagedError
 from .settings import Repository, Settings
 
+MEGABYTE = 1 << 20
 BAD = re.compile(r"(missing|checksum invalid|size invalid|other): (\d+)")
 
 
@@ -33,11 +34,33 @@ def problems(text: str) -> list[str]:
     return found
 
 
+def options_of(repository: Repository) -> tuple[str, ...]:
+    """Return the options with which pgBackRest tells of every file."""
+    return (f"--repo={repository.number}", "--output=text", "--verbose", "--log-level-console=warn")
+
+
+def plan(settings: Settings, numbers: list[int]) -> dict[str, Any]:
+    """Return what a verification would read, and a text for people; one that cannot be read is shown as such. Changes nothing."""
+    chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
+    lines, total = [], 0
+    for repository in chosen:
+        try:
+            held = backup.labels(settings, repository)
+        except BackupError as error:
+            lines.append(f"CANNOT BE READ: {error.message}")
+            continue
+        stored = sum(backup.stored_bytes(entry) for entry in held)
+        total += stored
+        command = engine.command_line(settings, "verify", *options_of(repository))
+        lines.append(f"Read all of {repository}: {len(held)} backups, {stored // MEGABYTE} MB, and its WAL")
+        lines.append(f"  {' '.join(command)}")
+    return {"kind": "verify-plan", "bytes": total, "text": "\n".join(lines)}
+
+
 def verify(settings: Settings, repository: Repository) -> dict[str, Any]:
     """Verify one repository and return its result, damage included."""
     started = time.time()
-    options = (f"--repo={repository.number}", "--output=text", "--verbose", "--log-level-console=warn")
-    text = engine.pgbackrest(settings, f"verifying {repository}", "verify", *options)
+    text = engine.pgbackrest(settings, f"verifying {repository}", "verify", *options_of(repository))
     found = problems(text)
     return {
         "repository": repository.number,
