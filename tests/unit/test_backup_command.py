@@ -14,7 +14,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-backup, engine, errors, marker, proof, recovery, restore, settings, target, timelines, verification, wal = (
+(
+    backup,
+    engine,
+    errors,
+    marker,
+    proof,
+    recovery,
+    restore,
+    settings,
+    side,
+    target,
+    timelines,
+    verification,
+    wal,
+) = (
     importlib.import_module(f"pgchroma_backup.{name}")
     for name in (
         "backup",
@@ -25,6 +39,7 @@ backup, engine, errors, marker, proof, recovery, restore, settings, target, time
         "recovery",
         "restore",
         "settings",
+        "side",
         "target",
         "timelines",
         "verification",
@@ -150,6 +165,8 @@ SIDE = {"latest": True, "directory": "/srv/side", "port": 5440}
         ({**SIDE, "port": -1}, "'-1' is not a port"),
         ({**SIDE, "directory": "side"}, "not an absolute path"),
         ({**SIDE, "directory": "/srv/it's"}, "may not stand in it"),
+        ({**SIDE, "directory": "/srv/$(x)"}, "may not stand in it"),
+        ({**SIDE, "directory": "/srv/%p"}, "may not stand in it"),
         ({**SIDE, "directory": "/srv/a\nb"}, "may not stand in it"),
     ],
     ids=str,
@@ -591,6 +608,16 @@ def test_ciphertext_in_the_answer_is_read_for_what_it_is(quote: str, monkeypatch
         read()
     assert caught.value.code == 3
     assert "\x1b" not in str(caught.value)
+
+
+def test_a_copy_waits_for_no_lock_of_the_cluster(host: Any) -> None:
+    found = side.options(host, target.read(SIDE))
+    assert "--archive-mode=off" in found
+    assert "--lock-path=/srv/side/lock" in found
+    assert found[-1] == (
+        "--recovery-option=restore_command=pgbackrest --config=/etc/pgbackrest/pgbackrest.conf --stanza=main --pg1-path=/srv/side/data "
+        '--lock-path=/srv/side/lock --spool-path=/srv/side/spool archive-get %f "%p"'
+    )
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
     if goal.side:
         side.refuse(settings, goal)
         place = Path(goal.directory) / "data"
-        options += side.options(goal)
+        options += side.options(settings, goal)
     else:
         place = settings.data
     serving = running and not replaying

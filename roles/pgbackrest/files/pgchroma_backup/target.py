@@ -28,8 +28,8 @@ KEYS = {
     "unarchived_lost",
 }
 TRUE, FALSE = (True, "true", "True", "yes"), (None, False, "", "false", "False", "no")
-# What stands in a configuration file, in quotes.
-PLAIN_PATH = re.compile(r"/[\w@%+=:,./ -]*")
+# What stands in configuration files and in a command that PostgreSQL runs.
+PLAIN_PATH = re.compile(r"/[\w@+=:,./-]*", re.ASCII)
 PORTS = range(1, 65536)
 
 
@@ -168,7 +168,7 @@ def side_of(wanted: dict[str, Any]) -> tuple[str, int]:
         raise usage(f"{directory} is not an absolute path", "begin it with /")
     if not PLAIN_PATH.fullmatch(directory):
         raise usage(
-            f"{directory!r} has characters that may not stand in it", "letters, digits and @%+=:,./ - may"
+            f"{directory!r} has characters that may not stand in it", "letters, digits and @+=:,./_- may"
         )
     if not port.isdigit() or int(port) not in PORTS:
         raise usage(f"{port!r} is not a port", f"give a number from {PORTS[0]} to {PORTS[-1]}")
