@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
-from restore.conftest import DATA, STATE, UNIT, Cluster, Playbook, waiting
+from restore.conftest import DATA, STATE, UNIT, Cluster, Playbook, host_of, waiting
 from support.waiting import wait_for
 
 
@@ -150,6 +150,50 @@ def test_side_restore_through_the_playbook_ends_in_a_proof_of_the_copy(
     finally:
         host.check_output(f"cp -p /root/digests {file}")
         assert cluster("side-remove", "--directory", "/srv/side").status == 0
+
+
+def test_copy_on_another_host(
+    host: Host, cluster: Cluster, inventory: str, playbook: Playbook, tmp_path: Path
+) -> None:
+    """Out of the repository host, which lets the other one in; sealed off, checked, and taken away again as the runbook says."""
+    spare = host_of(inventory, "spare")
+    rows = cluster.rows()
+    assert cluster("restore-point", "--name=for-a-copy").status == 0
+    before = cluster.sql("SELECT pg_postmaster_start_time()")
+    wanted = {"latest": True, "repository": "vault", "directory": "/srv/copy", "port": 5440}
+    for name, says in (("backup-restore1", "outside the group postgresql"), ("nowhere", "it is nowhere")):
+        done = playbook("restore_elsewhere.yml", restore_host=name, restore=wanted, confirm=name)
+        assert done.returncode != 0
+        assert says in done.stdout
+    done = playbook("restore_elsewhere.yml", restore_host="backup-restore2", restore=wanted)
+    assert done.returncode != 0
+    assert "Nothing was changed" in done.stdout
+    assert "Put a copy of main on backup-restore2" in done.stdout
+    assert not spare.file("/etc/pgbackrest/pgbackrest.conf").exists
+    try:
+        done = playbook(
+            "restore_elsewhere.yml", restore_host="backup-restore2", restore=wanted, confirm="backup-restore2"
+        )
+        assert done.returncode == 0, done.stdout
+        copy = Cluster(spare)
+        assert copy.sql("SELECT count(*) FROM kept", socket="/srv/copy/socket", port=5440) == str(rows)
+        assert copy.sql("SHOW archive_mode", socket="/srv/copy/socket", port=5440) == "off"
+        assert spare.run("ss -Hltn | grep -q :5440").rc != 0, "it listens on its socket only"
+        assert spare.run("ls /etc/systemd/system/pgchroma-backup*").rc != 0, "no timers"
+        assert not spare.file(f"{DATA}/PG_VERSION").exists, "no cluster that a boot would start"
+        receipt = json.loads(next(tmp_path.glob("restore-elsewhere-*.json")).read_text(encoding="utf-8"))
+        assert (receipt["result"], receipt["checks"]["by"]) == ("ok", "pg_amcheck")
+        assert cluster.sql("SELECT pg_postmaster_start_time()") == before
+        assert copy("side-remove", "--directory", "/srv/copy").status == 0
+    finally:
+        spare.check_output(
+            "DEBIAN_FRONTEND=noninteractive apt-get purge -q -y --auto-remove pgbackrest 'postgresql*' && "
+            "rm -rf /srv/copy /etc/pgbackrest /var/lib/pgchroma-backup /var/lib/pgchroma-drill /var/spool/pgbackrest"
+        )
+    done = playbook("backup_repository.yml")
+    assert done.returncode == 0, done.stdout
+    vault = host_of(inventory, "repository").file("/etc/pgbackrest/repository-host.conf")
+    assert not vault.contains("tls-server-auth=backup-restore2"), "it is let in no longer"
 
 
 def test_restore_to_a_recorded_point_compares_every_collection(cluster: Cluster) -> None:
