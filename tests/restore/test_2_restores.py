@@ -108,6 +108,50 @@ def test_replicas_are_named_and_not_left_behind_silently(host: Host, cluster: Cl
     assert cluster.sql("SELECT pg_postmaster_start_time()") == before
 
 
+def test_a_standby_that_is_left_behind_cannot_follow(host: Host, cluster: Cluster) -> None:
+    """A real one: refused and named; told to leave it, the restore goes its way, and the standby holds what is no longer true."""
+    assert cluster("backup", "--type=full", "--repository=1").status == 0
+    rows = cluster.rows()
+    cluster.add(50)
+    hba, tools = (
+        "/etc/postgresql/17/main/pg_hba.conf",
+        "cd / && runuser -u postgres -- /usr/lib/postgresql/17/bin",
+    )
+    host.check_output(
+        f"cp -p {hba} /root/hba && sed -i '1i local replication postgres peer' {hba} && systemctl reload {UNIT} && "
+        "install -d -o postgres -m 700 /srv/standby /srv/standby/run"
+    )
+    options = (
+        "-c config_file=/etc/postgresql/17/main/postgresql.conf -c data_directory=/srv/standby/data -c external_pid_file= -c port=5441 "
+        "-c unix_socket_directories=/srv/standby/run -c listen_addresses= -c archive_mode=off"
+    )
+
+    def there() -> int:
+        return int(cluster.sql("SELECT count(*) FROM kept", socket="/srv/standby/run", port=5441))
+
+    try:
+        host.check_output(f"{tools}/pg_basebackup -D /srv/standby/data -R -c fast -h /var/run/postgresql")
+        host.check_output(
+            f"{tools}/pg_ctl -D /srv/standby/data -l /srv/standby/log -o {shlex.quote(options)} -s -w start"
+        )
+        wait_for("it has come along", lambda: there() == rows + 50)
+        answer = cluster.restore(immediate=True)
+        assert answer.status == 9, answer.text
+        assert "at the socket, streaming" in answer.text
+        answer = cluster.restore(immediate=True, replicas_left=True)
+        assert answer.status == 0, answer.text
+        assert [entry for entry in answer.result["replicas_left"] if "at the socket, streaming" in entry]
+        assert cluster.rows() == rows
+        forked = "grep -q 'forked off current database system timeline .* before current recovery point' /srv/standby/log"
+        wait_for("it says that it cannot follow", lambda: host.run(forked).rc == 0, seconds=60)
+        assert there() == rows + 50
+    finally:
+        host.check_output(
+            f"{tools}/pg_ctl -D /srv/standby/data -s -m immediate stop; rm -rf /srv/standby; cp -p /root/hba {hba}; systemctl reload {UNIT}"
+        )
+    assert cluster("restore-finish", "--keep=restored").status == 0
+
+
 def test_side_restore_leaves_the_cluster_alone(host: Host, cluster: Cluster) -> None:
     rows = cluster.rows()
     answer = cluster.restore(latest=True, directory="/srv/side", port=5440)
@@ -329,6 +373,15 @@ def interrupt(host: Host, **target: object) -> None:
     host.check_output(f"bash -c {shlex.quote(script)}")
 
 
+def is_in_recovery(host: Host) -> bool:
+    """Whether the server answers that it replays WAL; not while the host boots."""
+    try:
+        answer = host.run("cd / && runuser -u postgres -- psql -XAtqc 'SELECT pg_is_in_recovery()'")
+    except RuntimeError:
+        return False
+    return bool(answer.stdout.strip() == "t")
+
+
 class TestInterruptedRecovery:
     """The command is gone while the server replays WAL: the same command again sees it to its end, another target takes its files."""
 
@@ -341,8 +394,7 @@ class TestInterruptedRecovery:
         kept = cluster.receipt("restore.json")["kept"]
         # What only the command promotes waits for it, through a boot as well.
         host.run("systemctl reboot")
-        answers = "cd / && runuser -u postgres -- psql -XAtqc 'SELECT pg_is_in_recovery()'"
-        wait_for("it replays again", lambda: host.run(answers).stdout.strip() == "t", seconds=120)
+        wait_for("it replays again", lambda: is_in_recovery(host), seconds=120)
         done = playbook("restore.yml", restore={"latest": True}, confirm="backup-restore1")
         assert done.returncode == 0, done.stdout
         assert "nothing is stopped, moved or copied" in done.stdout

@@ -636,10 +636,13 @@ def test_a_copy_is_proven_by_what_is_known_of_its_target(
     (tmp_path / "digests/p.json").touch()
     (tmp_path / "pgchroma").touch()
     here = dataclasses.replace(host, pgchroma_command=str(tmp_path / "pgchroma"))
-    commands = []
-    monkeypatch.setattr(
-        engine, "run", lambda command, timeout: commands.append(command) or engine.Done(0, "{}")
-    )
+    commands: list[list[str]] = []
+
+    def run(command: list[str], *, timeout: float) -> Any:
+        commands.append(command)
+        return engine.Done(0, "{}")
+
+    monkeypatch.setattr(engine, "run", run)
     goal = target.read({**wanted, "directory": "/srv/side", "port": 5440})
     assert proof.side(here, goal, Path("/srv/side"))["by"] == "pgchroma backup check-restored"
     assert runs.format(tmp_path) in " ".join(commands[0])
