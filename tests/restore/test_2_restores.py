@@ -130,7 +130,11 @@ def test_a_standby_that_is_left_behind_cannot_follow(host: Host, cluster: Cluste
         return int(cluster.sql("SELECT count(*) FROM kept", socket="/srv/standby/run", port=5441))
 
     try:
-        host.check_output(f"{tools}/pg_basebackup -D /srv/standby/data -R -c fast -h /var/run/postgresql")
+        host.check_output(
+            f"{tools}/pg_basebackup -D /srv/standby/data -R -c fast -h /var/run/postgresql && "
+            # What earlier restores left there.
+            "sed -i '/^recovery_target/d; /^restore_command/d' /srv/standby/data/postgresql.auto.conf"
+        )
         host.check_output(
             f"{tools}/pg_ctl -D /srv/standby/data -l /srv/standby/log -o {shlex.quote(options)} -s -w start"
         )

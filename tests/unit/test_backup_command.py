@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
     engine,
     errors,
     marker,
+    planning,
     proof,
     recovery,
     restore,
@@ -35,6 +36,7 @@ sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
         "engine",
         "errors",
         "marker",
+        "planning",
         "proof",
         "recovery",
         "restore",
@@ -235,20 +237,20 @@ FORKS = {
 @pytest.mark.parametrize(
     ("backups", "wanted", "label", "option"),
     [
-        ("ABCDE", {"latest": True}, "E", "current"),
-        ("ABCD", {"latest": True}, "C", "3"),  # D ended after timeline 3 had left 2
-        ("AB", {"latest": True}, "A", "3"),
-        ("ABCDE", {"latest": True, "timeline": 2}, "D", "current"),
+        ("ABCDE", {"latest": True}, "E", "latest"),
+        ("ABCD", {"latest": True}, "C", "latest"),  # D ended after timeline 3 had left 2
+        ("AB", {"latest": True}, "A", "latest"),
+        ("ABCDE", {"latest": True, "timeline": 2}, "D", "2"),
         ("AB", {"latest": True, "timeline": 2}, "A", "2"),
-        ("ABCDE", {"latest": True, "timeline": "1"}, "B", "current"),
-        ("ABCDE", {"lsn": "0/9000000", "timeline": "1"}, "B", "current"),
-        ("ABCDE", {"time": "1970-01-01 01:20:00Z", "timeline": 2}, "D", "current"),
-        ("ABCDE", {"time": "1970-01-01 01:20:00Z", "timeline": "latest"}, "C", "3"),
-        ("ABCDE", {"time": "1970-01-01 02:00:00Z"}, "E", "current"),
-        ("ABCDE", {"latest": True, "set": "C"}, "C", "3"),
-        ("ABCDE", {"immediate": True, "set": "B"}, "B", "current"),
-        ("ABCDE", {"latest": True, "timeline": "current"}, "E", "current"),
-        ("ABCDE", {"xid": "7", "set": "A", "timeline": 3}, "A", "3"),
+        ("ABCDE", {"latest": True, "timeline": "1"}, "B", "1"),
+        ("ABCDE", {"lsn": "0/9000000", "timeline": "1"}, "B", "1"),
+        ("ABCDE", {"time": "1970-01-01 01:20:00Z", "timeline": 2}, "D", "2"),
+        ("ABCDE", {"time": "1970-01-01 01:20:00Z", "timeline": "latest"}, "C", "latest"),
+        ("ABCDE", {"time": "1970-01-01 02:00:00Z"}, "E", "latest"),
+        ("ABCDE", {"latest": True, "set": "C"}, "C", "latest"),
+        ("ABCDE", {"immediate": True, "set": "B"}, "B", "1"),
+        ("ABCDE", {"latest": True, "timeline": "current"}, "E", "latest"),
+        ("ABCDE", {"xid": "7", "set": "A", "timeline": 3}, "A", "latest"),
     ],
     ids=str,
 )
@@ -318,19 +320,20 @@ def test_a_repository_that_cannot_be_read_is_passed_over_unless_named(host: Any)
 
 
 def way(timeline: int) -> Any:
-    return target.Way(INFO["backup"][0], timelines.Line(timeline, {}), None)
+    archive = timelines.Archive(None, 1, "", ("0000000100000000", "00000002.history", "00000003.history"))
+    return target.Way(INFO["backup"][0], timelines.Line(timeline, {}), archive)
 
 
 def test_set_repository_and_timeline_are_always_named(host: Any) -> None:
     wanted = target.read({"time": "1970-01-01 00:33:20.25Z", "exclusive": True})
-    assert restore.options_of(wanted, way(3), 1) == [
+    assert planning.options_of(wanted, way(2), 1) == [
         "--repo=1",
         "--set=A",
         "--type=time",
         "--target-action=promote",
         "--target=1970-01-01 00:33:20.250000+00",
         "--target-exclusive",
-        "--target-timeline=3",
+        "--target-timeline=2",
     ]
 
 
@@ -338,7 +341,7 @@ def test_the_end_of_a_backup_names_no_timeline(host: Any) -> None:
     """pgBackRest refuses one with --type=immediate, and follows the backup's own."""
     wanted = target.read({"immediate": True, "set": "A", "timeline": "current"})
     options = ["--repo=1", "--set=A", "--type=immediate", "--target-action=promote"]
-    assert restore.options_of(wanted, way(1), 1) == options
+    assert planning.options_of(wanted, way(1), 1) == options
     with pytest.raises(errors.BackupError, match="backup's own timeline"):
         target.read({"immediate": True, "timeline": 3})
 
@@ -346,8 +349,8 @@ def test_the_end_of_a_backup_names_no_timeline(host: Any) -> None:
 def test_the_end_of_the_archive_is_not_left_to_postgresql(host: Any) -> None:
     """As a standby it goes on asking for WAL, where it would otherwise take what it cannot read for the end."""
     wanted = target.read({"latest": True})
-    options = ["--repo=1", "--set=A", "--type=standby", "--target-timeline=2"]
-    assert restore.options_of(wanted, way(2), 1) == options
+    options = ["--repo=1", "--set=A", "--type=standby", "--target-timeline=latest"]
+    assert planning.options_of(wanted, way(3), 1) == options
 
 
 @pytest.mark.parametrize(
@@ -405,16 +408,16 @@ def planned(
     (tmp_path / "data/postmaster.opts").touch()
     info = {**INFO, "backup": [{**one, "info": {"size": 1}} for one in INFO["backup"]]}
     monkeypatch.setattr(engine, "information", lambda host, number: info)
-    monkeypatch.setattr(restore.replicas, "refuse", lambda host, left: [])
+    monkeypatch.setattr(planning.replicas, "refuse", lambda host, left: [])
 
     def plan(wanted: dict[str, Any], *, phase: str = "", running: bool, replaying: bool = False) -> Any:
         monkeypatch.setattr(engine, "is_running", lambda host: False)
         if phase:
-            earlier = {**restore.plan(host, {"immediate": True}), "kept": str(tmp_path / "kept")}
+            earlier = {**planning.plan(host, {"immediate": True}), "kept": str(tmp_path / "kept")}
             marker.write(host, phase, {"immediate": True}, earlier, "2026-11-21T08:00:00Z")
         monkeypatch.setattr(engine, "is_running", lambda host: running)
         monkeypatch.setattr(engine, "is_in_recovery", lambda host: replaying)
-        return restore.plan(host, wanted)
+        return planning.plan(host, wanted)
 
     return plan
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import backup, engine, marker, receipts, restore, wal
+from . import backup, engine, marker, planning, receipts, restore, wal
 from .errors import USAGE, BackupError, RefusedError
 from .settings import Settings
 
@@ -107,7 +107,7 @@ def finish_plan(settings: Settings, keep: str) -> dict[str, Any]:
     rejected = f"{settings.data_dir}.rejected-{moment}"
     if keep == "restored":
         lines = [
-            f"rm -r {path}    # {restore.used_bytes(path) // restore.MEGABYTE} MB" for path in directories
+            f"rm -r {path}    # {planning.used_bytes(path) // planning.MEGABYTE} MB" for path in directories
         ]
     else:
         lines = [f"systemctl stop {settings.service}"] if running else []

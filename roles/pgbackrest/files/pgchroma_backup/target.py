@@ -247,8 +247,9 @@ class Way:
 
     @property
     def option(self) -> str:
-        """The timeline as pgBackRest is told: the backup's own needs no history file to be followed."""
-        return "current" if self.line.number == timelines.of(self.backup) else str(self.line.number)
+        """The timeline as pgBackRest is told: the youngest is not pinned, since the setting stays and a replica made later inherits it."""
+        youngest = max([*self.archive.numbers, timelines.of(self.backup)])
+        return str(self.line.number) if self.line.number < youngest else "latest"
 
     @property
     def end(self) -> str:
