@@ -363,7 +363,7 @@ class TestRepositoryAway:
             assert shown == service, "the server was stopped"
             answer = cluster.restore(latest=True, repository=1, unarchived_lost=True)
             assert answer.status == 0, answer.text
-            assert "did not come to repository 1" in answer.result["unarchived"]
+            assert "into repository 1 (local" in answer.result["unarchived"]
             assert cluster.rows() == rows
             # They are not lost: the former data directory has them.
             assert cluster("restore-finish", "--keep=former").status == 0

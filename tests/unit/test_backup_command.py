@@ -68,7 +68,6 @@ def host(tmp_path: Path) -> Any:
             {"number": 2, "name": "offsite", "kind": "s3", "where": "h/b"},
         ],
         "archive_wait_seconds": 1,
-        "flush_seconds": 0,
         "recovery_seconds": 1,
         "backup_age_hours_maximum": 26,
         "drill_age_days_maximum": 9,
@@ -492,33 +491,59 @@ def test_a_run_killed_while_it_moved_directories_goes_on_there(
         assert list((tmp_path / "data").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("listing", "fails"),
-    [
-        (f"000000010000000000000005-{'a' * 40}.zst", ""),
-        (f"000000010000000000000004-{'a' * 40}.zst", "did not come to repository 1"),
-    ],
-    ids=["it is there", "one before it is"],
-)
-def test_wal_counts_as_sent_when_the_repository_has_it(
-    host: Any, archived: Callable[..., None], monkeypatch: pytest.MonkeyPatch, listing: str, fails: str
+@pytest.mark.parametrize("fails", [False, True], ids=["it takes them", "it does not"])
+def test_wal_is_sent_by_hand_where_another_repository_is_in_the_way(
+    host: Any, archived: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
-    """PostgreSQL itself counts no segment as archived while another repository is away."""
-    archived(names="0000000100000000", at_0000000100000000=listing)
-    answers = {"last_archived_wal": "f", "pg_switch_wal": "000000010000000000000005"}
-    monkeypatch.setattr(
-        wal.engine,
-        "query",
-        lambda host, statement, **values: [next((answers[a] for a in answers if a in statement), "")],
+    """Into the one repository alone, only what it does not hold, nothing beyond the segment; PostgreSQL itself archives nothing now."""
+    (tmp_path / "pgbackrest.conf").write_text(
+        "[global]\nrepo1-path=/r\nrepo2-s3-key=k\nio-timeout=2\n[main]\npg1-path=/d\n", encoding="utf-8"
     )
-    monkeypatch.setattr(wal.engine, "information", lambda host, number: {**INFO, "db": [{"id": 1}]})
-    monkeypatch.setattr(wal, "LOOK_SECONDS", -1)
+    here = dataclasses.replace(host, config=str(tmp_path / "pgbackrest.conf"))
+    ready = ["00000002.history", *(f"00000001{number:016X}" for number in (4, 5, 6))]
+    archived(
+        names="0000000100000000 00000002.history",
+        at_0000000100000000=f"000000010000000000000004-{'a' * 40}.zst",
+    )
+    answers = {
+        "last_archived_wal": ["f"],
+        "pg_switch_wal": ["000000010000000000000005"],
+        "pg_ls_archive_statusdir": [f"{name}.ready" for name in ready],
+    }
+    monkeypatch.setattr(
+        engine,
+        "query",
+        lambda host, statement, **values: next((answers[a] for a in answers if a in statement), [""]),
+    )
+    monkeypatch.setattr(engine, "information", lambda host, number: {**INFO, "db": [{"id": 1}]})
+    monkeypatch.setattr(wal, "USUAL_SECONDS", -1)
+    monkeypatch.setattr(wal, "PLACE", tmp_path)
+    monkeypatch.setattr(wal.receipts, "give", lambda path: None)
+    sent = []
+
+    def run(command: list[str]) -> Any:
+        configuration = next(word for word in command if word.startswith("--config=")).removeprefix(
+            "--config="
+        )
+        sent.append((Path(command[-1]).name, Path(configuration).read_text(encoding="utf-8")))
+        return (
+            engine.Done(50, "ERROR: [041]: unable to write '/r': [28] No space left on device")
+            if fails
+            else engine.Done(0, "")
+        )
+
+    monkeypatch.setattr(engine, "run", run)
     if fails:
-        with pytest.raises(errors.BackupError, match=fails) as caught:
-            wal.flush(host, 1)
+        with pytest.raises(
+            errors.BackupError, match=r"could not be restored: sending .* the disk is full"
+        ) as caught:
+            wal.flush(here, 1)
         assert "unarchived_lost" in caught.value.hint
     else:
-        wal.flush(host, 1)
+        wal.flush(here, 1)
+    assert sent == [
+        ("000000010000000000000005", "[global]\nrepo1-path=/r\nio-timeout=2\n[main]\npg1-path=/d\n")
+    ]
 
 
 def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:

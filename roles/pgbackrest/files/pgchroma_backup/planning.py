@@ -282,9 +282,7 @@ def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
     else:
         lines.append(f"  replaces   {settings.data_dir}, which no server was ever started on")
     if found["flushes"] and goal.unarchived_lost:
-        lines.append(
-            f"  LEFT       what {settings.repository(found['repository'])} does not get within {settings.flush_seconds} s"
-        )
+        lines.append(f"  LEFT       what {settings.repository(found['repository'])} does not take")
     lines += [f"  left behind {entry}: make it anew afterwards" for entry in found["replicas_left"]]
     if not goal.side:
         lines.append(

@@ -58,7 +58,6 @@ def plan(settings: Settings, name: str) -> dict[str, Any]:
         f"Name the present moment of {settings.stanza} {name}",
         f"  at         {lsn} or a little after it, timeline {int(segment[:8], 16)}",
         *(f"  sent to    {repository}" for repository in settings.repositories),
-        f"  waits      {settings.flush_seconds} s at most for each",
         "Commands:",
         f"  {statement}; SELECT pg_switch_wal()",
     ]

@@ -41,7 +41,6 @@ class Settings:
     pgchroma_command: str
     repositories: tuple[Repository, ...]
     archive_wait_seconds: int
-    flush_seconds: int
     recovery_seconds: int
     backup_age_hours_maximum: int
     drill_age_days_maximum: int

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
-from . import engine, timelines
+from . import engine, receipts, timelines
 from .errors import UNREACHABLE, BackupError
 from .settings import Settings
 
-# A repository is asked itself only when the archiver takes longer than usual: it succeeds once all of them hold the segment.
-LOOK_SECONDS = 3
+# How long the archiver is given before WAL is sent by hand. It succeeds once every repository holds a segment, and with one away it is at
+# work on each for twenty times io-timeout, pauses for a minute and begins anew.
+USUAL_SECONDS = 5
+# In memory, and for postgres alone: a configuration has passphrases in it.
+PLACE = Path("/run/pgbackrest")
+REPOSITORY_OPTION = re.compile(r"repo(\d+)-")
 
 
 def switch(settings: Settings) -> str:
@@ -48,30 +58,69 @@ def folder(settings: Settings, number: int) -> str:
     )
 
 
+def waiting(settings: Settings, name: str) -> list[str]:
+    """Return the files of WAL up to a segment that PostgreSQL has not archived yet, oldest first."""
+    statement = "SELECT name FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready' ORDER BY name"
+    found = [line.removesuffix(".ready") for line in engine.query(settings, statement)]
+    return [file for file in found if file.endswith(".history") or file <= name]
+
+
+@contextmanager
+def only(settings: Settings, number: int) -> Iterator[Settings]:
+    """Have pgBackRest know one repository alone: what is pushed goes to every one that it knows."""
+    text = Path(settings.config).read_text(encoding="utf-8")
+    kept = [
+        line
+        for line in text.splitlines()
+        if (found := REPOSITORY_OPTION.match(line)) is None or int(found[1]) == number
+    ]
+    with tempfile.NamedTemporaryFile("w", dir=PLACE, suffix=".conf") as file:
+        file.write("\n".join(kept) + "\n")
+        file.flush()
+        receipts.give(Path(file.name))
+        yield replace(settings, config=file.name)
+
+
+def push(settings: Settings, name: str, number: int) -> None:
+    """Send what is not archived, up to a segment, into one repository by hand.
+
+    Raises:
+        BackupError: the repository does not take it.
+    """
+    held: dict[str, list[str]] = {}
+    path = folder(settings, number)
+    timeless = timelines.listed(settings, number, path)
+    with only(settings, number) as alone:
+        for file in waiting(settings, name):
+            place = file[:16]
+            if timelines.FOLDER.match(place) and place in timeless and place not in held:
+                held[place] = timelines.listed(settings, number, f"{path}/{place}")
+            if any(other.startswith(file) for other in [*timeless, *held.get(place, [])]):
+                continue
+            command = engine.command_line(alone, "archive-push", "--no-archive-async")
+            done = engine.run([*command, str(settings.data / "pg_wal" / file)])
+            if done.status != 0:
+                raise engine.explained(f"sending {file} into {settings.repository(number)}", done.output)
+
+
 def wait(settings: Settings, name: str, number: int) -> None:
-    """Wait until a repository holds a segment, whatever becomes of the others.
+    """Have a repository hold everything up to a segment, whatever becomes of the others.
 
     pg_stat_archiver alone does not tell: PostgreSQL counts a segment as archived only when no repository refused it.
 
     Raises:
-        BackupError: the repository cannot be read, or did not get the segment in time.
+        BackupError: the repository cannot be read, or does not take the segment.
     """
-    deadline = time.monotonic() + settings.flush_seconds
-    look, path = time.monotonic() + LOOK_SECONDS, ""
+    deadline = time.monotonic() + USUAL_SECONDS
     while not is_everywhere(settings, name):
-        if time.monotonic() > look:
-            path = path or folder(settings, number)
-            if name[:16] in timelines.listed(settings, number, path):
-                files = timelines.listed(settings, number, f"{path}/{name[:16]}")
-                if any(file.startswith(f"{name}-") for file in files):
-                    return
-            look = time.monotonic() + LOOK_SECONDS
         if time.monotonic() > deadline:
-            raise BackupError(
-                f"{name} did not come to {settings.repository(number)} within {settings.flush_seconds} s",
-                "the PostgreSQL log says why archive_command fails",
-                UNREACHABLE,
-            )
+            try:
+                push(settings, name, number)
+            except BackupError:
+                # What was archived meanwhile may be gone from pg_wal already.
+                if not is_everywhere(settings, name):
+                    raise
+            return
         time.sleep(0.2)
 
 
@@ -89,7 +138,7 @@ def flush(settings: Settings, number: int) -> None:
             '"unarchived_lost": true do without what was written last'
         )
         raise BackupError(
-            f"{error.message}; what was written last could not be restored", hint, error.code
+            f"what was written last could not be restored: {error.message}", hint, error.code
         ) from error
 
 
