@@ -421,6 +421,24 @@ def planned(
     return plan
 
 
+def test_a_timeline_that_is_not_archived_yet_is_sent_before_the_set_is_chosen(
+    host: Any, planned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after a restore the archive may not know of it: what was left behind must not pass for what came last."""
+    known = [1]
+    monkeypatch.setattr(planning, "own_timeline", lambda host: 2)
+    monkeypatch.setattr(wal, "flush", lambda host, number: known.append(2))
+    monkeypatch.setattr(target, "choose_timeline", lambda *words: known[-1])
+    monkeypatch.setattr(
+        timelines.Archive, "line", lambda archive, number: timelines.Line(number, {1: "0/4000000"})
+    )
+    found = planned({"latest": True}, running=True)
+    assert (found["set"], found["timeline"]) == ("B", 1)
+    assert "the cluster is on timeline 2 since it was last restored" in found["text"]
+    sent = restore.send(host, {"latest": True})
+    assert (sent["set"], sent["timeline"], sent["unarchived"]) == ("A", 2, "")
+
+
 @pytest.mark.parametrize("replaying", [True, False], ids=["still replaying", "done with it"])
 def test_a_restore_interrupted_while_wal_was_replayed_is_seen_to_its_end(
     planned: Callable[..., Any], tmp_path: Path, replaying: bool

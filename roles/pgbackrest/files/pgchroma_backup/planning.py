@@ -123,7 +123,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
     goal = target.read(wanted)
     if goal.side:
         side.refuse(settings, goal)
-        found = {**base(settings, goal), **beside(goal)}
+        found = {**base(settings, goal), **beside(settings, goal)}
         found["command"] += side.options(settings, goal)
     else:
         now = condition(settings)
@@ -133,6 +133,7 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         found["command"] += ["--delta"] if goal.overwrite or not now.moves else []
     refuse_full(found, 0 if goal.overwrite or not found["fresh"] else found["bytes"])
     found["command"] = engine.command_line(settings, "restore", *found["command"])
+    found["behind"] = own_timeline(settings) if found["flushes"] and goal.kind == "latest" else 0
     found["text"] = text_of(settings, goal, found)
     return found
 
@@ -158,14 +159,21 @@ def base(settings: Settings, goal: Target) -> dict[str, Any]:
     }
 
 
-def beside(goal: Target) -> dict[str, Any]:
-    """Return what a plan says of a copy, which concerns nothing that is there."""
+def own_timeline(settings: Settings) -> int:
+    """Return the timeline that the running server writes on."""
+    return int(engine.query(settings, "SELECT pg_walfile_name(pg_current_wal_lsn())")[0][:8], 16)
+
+
+def beside(settings: Settings, goal: Target) -> dict[str, Any]:
+    """Return what a plan says of a copy, which concerns nothing that is there; a cluster that runs here sends its WAL for it."""
     place = Path(goal.directory) / "data"
-    nothing = dict.fromkeys(("running", "flushes", "resumes", "moves", "ends"), False)
+    nothing = dict.fromkeys(("running", "resumes", "moves", "ends"), False)
+    serving = engine.is_running(settings) and not engine.is_in_recovery(settings)
     return {
         "directory": str(place),
         "free_bytes": free_bytes(place),
         "replicas_left": [],
+        "flushes": serving,
         "kept": "",
         "fresh": True,
         **nothing,
@@ -265,6 +273,10 @@ def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
     ]
     if found["until"]:
         lines.insert(3, f"  WAL        up to {found['until']}, the last that the repository holds")
+    if found["behind"] > found["timeline"]:
+        lines.append(
+            f"  but        the cluster is on timeline {found['behind']} since it was last restored: that is sent first, and set and end are chosen anew"
+        )
     if goal.side:
         lines.append(
             f"  beside     the cluster: port {goal.port}, socket only, archiving off; {settings.data_dir} is not touched"

@@ -20,22 +20,23 @@ def send(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         BackupError: what plan() refuses, or the repository does not get the WAL and the target does not allow for that.
     """
     found = plan(settings, wanted)
-    return {**found, **flushed(settings, wanted, found)} if found["flushes"] else found
+    return flushed(settings, wanted, found) if found["flushes"] else found
 
 
 def flushed(settings: Settings, wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Send the running server's WAL away and return what that changes in the plan.
+    """Send the running server's WAL away and return the plan anew: with it came the end of the archive, maybe a timeline.
 
     Raises:
-        BackupError: the repository does not get it, and the target does not allow for that.
+        BackupError: the repository does not get it, and neither does the target allow for that nor is it a copy beside the cluster.
     """
     try:
         wal.flush(settings, found["repository"])
     except BackupError as error:
-        if not target.read(wanted).unarchived_lost:
+        goal = target.read(wanted)
+        if not goal.unarchived_lost and not goal.side:
             raise
-        return {"unarchived": error.message}
-    return {"unarchived": "", "until": plan(settings, wanted)["until"] if found["until"] else ""}
+        return {**found, "unarchived": error.message}
+    return {**plan(settings, wanted), "unarchived": ""}
 
 
 def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, 
         found = plan(settings, wanted)
         started = time.time()
         if found["side"]:
+            found = flushed(settings, wanted, found) if found["flushes"] else found
             return side.run(settings, target.read(wanted), found)
         left = marker.read(settings) if found["resumes"] else None
         began = left["started"] if left is not None else receipts.stamp(started)
@@ -86,7 +88,7 @@ def fill(
             f"PostgreSQL runs on {settings.data_dir}; a restore would take its files away", hint
         )
     if found["flushes"]:
-        found = {**found, **flushed(settings, wanted, found)}
+        found = flushed(settings, wanted, found)
     if found["running"]:
         control(settings, "stop")
     if found["moves"]:
