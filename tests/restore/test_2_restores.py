@@ -111,7 +111,7 @@ def test_replicas_are_named_and_not_left_behind_silently(host: Host, cluster: Cl
 def test_a_standby_that_is_left_behind_cannot_follow(host: Host, cluster: Cluster) -> None:
     """A real one: refused and named; told to leave it, the restore goes its way, and the standby holds what is no longer true."""
     assert cluster("backup", "--type=full", "--repository=1").status == 0
-    rows = cluster.rows()
+    rows, moment = cluster.rows(), now(cluster).isoformat()
     cluster.add(50)
     hba, tools = (
         "/etc/postgresql/17/main/pg_hba.conf",
@@ -139,10 +139,10 @@ def test_a_standby_that_is_left_behind_cannot_follow(host: Host, cluster: Cluste
             f"{tools}/pg_ctl -D /srv/standby/data -l /srv/standby/log -o {shlex.quote(options)} -s -w start"
         )
         wait_for("it has come along", lambda: there() == rows + 50)
-        answer = cluster.restore(immediate=True)
+        answer = cluster.restore(time=moment)
         assert answer.status == 9, answer.text
         assert "at the socket, streaming" in answer.text
-        answer = cluster.restore(immediate=True, replicas_left=True)
+        answer = cluster.restore(time=moment, replicas_left=True)
         assert answer.status == 0, answer.text
         assert [entry for entry in answer.result["replicas_left"] if "at the socket, streaming" in entry]
         assert cluster.rows() == rows
