@@ -301,6 +301,25 @@ def test_drill_proves_the_newest_backup(host: Host, cluster: Cluster) -> None:
     assert cluster.is_running()
 
 
+def test_what_is_about_to_be_done_is_said_and_a_check_leaves_it_at_that(
+    cluster: Cluster, playbook: Playbook, tmp_path: Path
+) -> None:
+    drilled = cluster.receipt("drill.json")
+    done = playbook("restore_drill.yml", "--check")
+    assert done.returncode == 0, done.stdout
+    assert f"--set={cluster.newest(1)}" in done.stdout
+    assert "MB free" in done.stdout
+    assert cluster.receipt("drill.json") == drilled
+    done = playbook("restore_point.yml", "--check", restore_point="never-made")
+    assert done.returncode == 0, done.stdout
+    assert "SELECT pg_create_restore_point('never-made')" in done.stdout
+    assert "never-made" not in cluster("info").result["text"]
+    done = playbook("backup_verify.yml", "--check", backup_verify_repository=1)
+    assert done.returncode == 0, done.stdout
+    assert "Read all of repository 1 (local: posix, /var/lib/pgbackrest)" in done.stdout
+    assert not list(tmp_path.glob("*.json")), "nothing was done, so there is no receipt"
+
+
 def test_repositories_take_turns_and_each_proves_its_own(
     cluster: Cluster, playbook: Playbook, tmp_path: Path
 ) -> None:
@@ -336,7 +355,9 @@ def digests(host: Host) -> Iterator[str]:
 class TestDrillThatFindsADifference:
     """Negative controls: digests of something else must not be found in the copy."""
 
-    def test_it_fails_and_tells(self, host: Host, cluster: Cluster, digests: str) -> None:
+    def test_it_fails_and_tells(
+        self, host: Host, cluster: Cluster, playbook: Playbook, digests: str, tmp_path: Path
+    ) -> None:
         program = "import json,sys; p=sys.argv[1]; d=json.load(open(p)); d['system_identifier']='1'; json.dump(d, open(p, 'w'))"
         host.check_output(f'python3 -c "{program}" {digests}')
         host.check_output(f"rm -f {STATE}/told.json")
@@ -350,6 +371,12 @@ class TestDrillThatFindsADifference:
         checked = cluster("check")
         assert checked.status == 8
         assert f"drill.{receipt['repository_name']}" in checked.text
+        done = playbook("restore_drill.yml", restore_drill_repository=receipt["repository"])
+        assert done.returncode != 0
+        kept = json.loads(next(tmp_path.glob("drill-backup*.json")).read_text(encoding="utf-8"))
+        assert (kept["result"], kept["status"], kept["host"]) == ("failed", 8, "backup-restore1")
+        assert "same-cluster" in kept["error"]
+        assert kept["receipt"] == cluster.receipt("drill.json")
         host.check_output(f"cp -p /root/digests {digests}")
         assert cluster("drill", f"--repository={receipt['repository']}").status == 0
         host.check_output("systemctl start pgchroma-backup-drill.service")
@@ -517,8 +544,52 @@ class TestRepositoryAway:
         assert answer.status == 4, answer.text
         assert cluster.is_running()
 
-    def test_restore_takes_the_other_one(self, cluster: Cluster, s3_away: None) -> None:
+    def test_restore_from_the_other_one_needs_no_more(
+        self, host: Host, cluster: Cluster, playbook: Playbook, s3_away: None
+    ) -> None:
+        """A point, what was written after it, and a restore of the running cluster to its end: all from the repository that answers."""
+        done = playbook("restore_point.yml", restore_point="while-s3-is-away")
+        assert done.returncode == 0, done.stdout
+        assert "NOT in every repository" in done.stdout
+        assert "repository 2 (s3: s3" in done.stdout
+        cluster.add(10)
+        rows = cluster.rows()
         assert cluster.plan(latest=True).result["repository"] == 1
+        done = playbook("restore.yml", restore={"latest": True}, confirm="backup-restore1")
+        assert done.returncode == 0, done.stdout
+        assert cluster.rows() == rows
+        assert host.service("pgchroma").is_running
+        assert cluster("restore-finish", "--keep=restored").status == 0
+
+    def test_nothing_stops_for_wal_that_the_repository_does_not_get(
+        self, host: Host, cluster: Cluster, playbook: Playbook
+    ) -> None:
+        """It lets itself be read and not written to: servers run on, unless the operator says that what came last may be left."""
+        service = host.check_output("systemctl show pgchroma -p ActiveEnterTimestampMonotonic --value")
+        folder = "/var/lib/pgbackrest/archive/main"
+        assert cluster("backup", "--type=incr", "--repository=1").status == 0
+        rows = cluster.rows()
+        host.check_output(f"find {folder} -type d -exec chmod u-w {{}} +")
+        try:
+            cluster.add(10)
+            done = playbook(
+                "restore.yml", restore={"latest": True, "repository": 1}, confirm="backup-restore1"
+            )
+            assert done.returncode != 0
+            assert "what was written last could not be restored" in done.stdout, done.stdout
+            assert cluster.is_running()
+            shown = host.check_output("systemctl show pgchroma -p ActiveEnterTimestampMonotonic --value")
+            assert shown == service, "the server was stopped"
+            answer = cluster.restore(latest=True, repository=1, unarchived_lost=True)
+            assert answer.status == 0, answer.text
+            assert "into repository 1 (local" in answer.result["unarchived"]
+            assert cluster.rows() == rows
+            # They are not lost: the former data directory has them.
+            assert cluster("restore-finish", "--keep=former").status == 0
+            assert cluster.rows() == rows + 10
+        finally:
+            host.check_output(f"find {folder} -type d -exec chmod u+w {{}} +")
+            wait_for("WAL is archived again", lambda: waiting(cluster) == 0, seconds=120)
 
 
 @pytest.fixture

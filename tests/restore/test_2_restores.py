@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
-from restore.conftest import DATA, UNIT, Cluster, Playbook, waiting
+from restore.conftest import DATA, STATE, UNIT, Cluster, Playbook, host_of, waiting
 from support.waiting import wait_for
 
 
@@ -31,6 +31,9 @@ def now(cluster: Cluster) -> datetime:
         ({"name": "nobody-made-this"}, 9, "does not know the restore point"),
         ({"latest": True, "set": "20200101-000000F"}, 9, "no repository holds the set 20200101-000000F"),
         ({"latest": True, "repository": 7}, 3, "no repository 7"),
+        ({"latest": True, "repository": "elsewhere"}, 3, "no repository elsewhere"),
+        ({"lsn": "FFFFFFFF/0"}, 9, "lies after the end of timeline"),
+        ({"latest": True, "timeline": 99}, 9, "no timeline 99"),
         ({"latest": True, "time": "2026-11-21 08:00:00Z"}, 2, "exactly one"),
         ({}, 2, "exactly one"),
         ({"latest": True, "tyme": "x"}, 2, "unknown keys: tyme"),
@@ -105,6 +108,54 @@ def test_replicas_are_named_and_not_left_behind_silently(host: Host, cluster: Cl
     assert cluster.sql("SELECT pg_postmaster_start_time()") == before
 
 
+def test_a_standby_that_is_left_behind_cannot_follow(host: Host, cluster: Cluster) -> None:
+    """A real one: refused and named; told to leave it, the restore goes its way, and the standby holds what is no longer true."""
+    assert cluster("backup", "--type=full", "--repository=1").status == 0
+    rows, moment = cluster.rows(), now(cluster).isoformat()
+    cluster.add(50)
+    hba, tools = (
+        "/etc/postgresql/17/main/pg_hba.conf",
+        "cd / && runuser -u postgres -- /usr/lib/postgresql/17/bin",
+    )
+    host.check_output(
+        f"cp -p {hba} /root/hba && sed -i '1i local replication postgres peer' {hba} && systemctl reload {UNIT} && "
+        "install -d -o postgres -m 700 /srv/standby /srv/standby/run"
+    )
+    options = (
+        "-c config_file=/etc/postgresql/17/main/postgresql.conf -c data_directory=/srv/standby/data -c external_pid_file= -c port=5441 "
+        "-c unix_socket_directories=/srv/standby/run -c listen_addresses= -c archive_mode=off"
+    )
+
+    def there() -> int:
+        return int(cluster.sql("SELECT count(*) FROM kept", socket="/srv/standby/run", port=5441))
+
+    try:
+        host.check_output(
+            f"{tools}/pg_basebackup -D /srv/standby/data -R -c fast -h /var/run/postgresql && "
+            # What earlier restores left there.
+            "sed -i '/^recovery_target/d; /^restore_command/d' /srv/standby/data/postgresql.auto.conf"
+        )
+        host.check_output(
+            f"{tools}/pg_ctl -D /srv/standby/data -l /srv/standby/log -o {shlex.quote(options)} -s -w start"
+        )
+        wait_for("it has come along", lambda: there() == rows + 50)
+        answer = cluster.restore(time=moment)
+        assert answer.status == 9, answer.text
+        assert "at the socket, streaming" in answer.text
+        answer = cluster.restore(time=moment, replicas_left=True)
+        assert answer.status == 0, answer.text
+        assert [entry for entry in answer.result["replicas_left"] if "at the socket, streaming" in entry]
+        assert cluster.rows() == rows
+        forked = "grep -q 'forked off current database system timeline .* before current recovery point' /srv/standby/log"
+        wait_for("it says that it cannot follow", lambda: host.run(forked).rc == 0, seconds=60)
+        assert there() == rows + 50
+    finally:
+        host.check_output(
+            f"{tools}/pg_ctl -D /srv/standby/data -s -m immediate stop; rm -rf /srv/standby; cp -p /root/hba {hba}; systemctl reload {UNIT}"
+        )
+    assert cluster("restore-finish", "--keep=restored").status == 0
+
+
 def test_side_restore_leaves_the_cluster_alone(host: Host, cluster: Cluster) -> None:
     rows = cluster.rows()
     answer = cluster.restore(latest=True, directory="/srv/side", port=5440)
@@ -112,8 +163,94 @@ def test_side_restore_leaves_the_cluster_alone(host: Host, cluster: Cluster) -> 
     assert cluster.sql("SELECT count(*) FROM kept", socket="/srv/side/socket", port=5440) == str(rows)
     assert cluster.sql("SHOW archive_mode", socket="/srv/side/socket", port=5440) == "off"
     assert host.run("ss -Hltn | grep -q :5440").rc != 0, "it listens on its socket only"
+    own = cluster.sql("SHOW restore_command", socket="/srv/side/socket", port=5440)
+    assert "--lock-path=/srv/side/lock --spool-path=/srv/side/spool archive-get" in own
+    assert host.file("/srv/side/spool/archive/main/in").is_directory, (
+        "it does not fetch into the cluster's spool"
+    )
     assert cluster("side-remove", "--directory", "/srv/side").status == 0
     assert not host.file("/srv/side").exists
+
+
+def test_side_restore_through_the_playbook_ends_in_a_proof_of_the_copy(
+    host: Host, cluster: Cluster, playbook: Playbook, tmp_path: Path
+) -> None:
+    """Of its records too, where digests of the target were recorded; and digests of something else are not found in it."""
+    assert cluster("backup", "--type=incr", "--repository=1").status == 0
+    point = cluster.receipt("digests/latest.json")["point"]
+    wanted = {"name": point, "directory": "/srv/side", "port": 5440}
+    done = playbook("restore.yml", restore=wanted, confirm="backup-restore1")
+    assert done.returncode == 0, done.stdout
+    assert f"records as recorded at {point}" in done.stdout
+    assert "Show the result" not in done.stdout, (
+        "the service was not touched, so it is not what is to be proven"
+    )
+    receipt = json.loads(next(tmp_path.glob("restore-backup*.json")).read_text(encoding="utf-8"))
+    assert receipt["checks"]["digests"] == point
+    assert {"pages", "indexes", "digests"} <= {check["id"] for check in receipt["checks"]["checks"]}
+    assert cluster("side-remove", "--directory", "/srv/side").status == 0
+    file = f"{STATE}/digests/{point}.json"
+    host.check_output(f'cp -p {file} /root/digests && sed -i \'s/"system_identifier": "/&9/\' {file}')
+    try:
+        answer = cluster.restore(**wanted)
+        assert answer.status == 8, answer.text
+        assert "same-cluster" in answer.text
+    finally:
+        host.check_output(f"cp -p /root/digests {file}")
+        assert cluster("side-remove", "--directory", "/srv/side").status == 0
+
+
+def test_copy_on_another_host(
+    host: Host, cluster: Cluster, inventory: str, playbook: Playbook, tmp_path: Path
+) -> None:
+    """Out of the repository host, which lets the other one in; sealed off, checked, and taken away again as the runbook says."""
+    spare = host_of(inventory, "spare")
+    rows = cluster.rows()
+    assert cluster("restore-point", "--name=for-a-copy").status == 0
+    before = cluster.sql("SELECT pg_postmaster_start_time()")
+    wanted = {"latest": True, "repository": "vault", "directory": "/srv/copy", "port": 5440}
+    for name, says in (("backup-restore1", "outside the group postgresql"), ("nowhere", "it is nowhere")):
+        done = playbook("restore_elsewhere.yml", restore_host=name, restore=wanted, confirm=name)
+        assert done.returncode != 0
+        assert says in done.stdout
+    done = playbook("restore_elsewhere.yml", restore_host="backup-restore2", restore=wanted)
+    assert done.returncode != 0
+    assert "Nothing was changed" in done.stdout
+    assert "Put a copy of main on backup-restore2" in done.stdout
+    assert not spare.file("/etc/pgbackrest/pgbackrest.conf").exists
+    try:
+        done = playbook(
+            "restore_elsewhere.yml", restore_host="backup-restore2", restore=wanted, confirm="backup-restore2"
+        )
+        assert done.returncode == 0, done.stdout
+        copy = Cluster(spare)
+        assert copy.sql("SELECT count(*) FROM kept", socket="/srv/copy/socket", port=5440) == str(rows)
+        assert copy.sql("SHOW archive_mode", socket="/srv/copy/socket", port=5440) == "off"
+        assert spare.run("ss -Hltn | grep -q :5440").rc != 0, "it listens on its socket only"
+        assert spare.run("ls /etc/systemd/system/pgchroma-backup*").rc != 0, "no timers"
+        assert not spare.file(f"{DATA}/PG_VERSION").exists, "no cluster that a boot would start"
+        receipt = json.loads(next(tmp_path.glob("restore-elsewhere-*.json")).read_text(encoding="utf-8"))
+        assert (receipt["result"], receipt["checks"]["by"]) == ("ok", "pg_amcheck")
+        assert cluster.sql("SELECT pg_postmaster_start_time()") == before
+        assert copy("side-remove", "--directory", "/srv/copy").status == 0
+    finally:
+        spare.check_output(
+            "DEBIAN_FRONTEND=noninteractive apt-get purge -q -y --auto-remove pgbackrest 'postgresql*' && "
+            "rm -rf /srv/copy /etc/pgbackrest /var/lib/pgchroma-backup /var/lib/pgchroma-drill /var/spool/pgbackrest"
+        )
+    done = playbook("backup_repository.yml")
+    assert done.returncode == 0, done.stdout
+    vault = host_of(inventory, "repository").file("/etc/pgbackrest/repository-host.conf")
+    assert not vault.contains("tls-server-auth=backup-restore2"), "it is let in no longer"
+
+
+def test_restore_to_a_recorded_point_compares_every_collection(cluster: Cluster) -> None:
+    assert cluster("backup", "--type=incr", "--repository=1").status == 0
+    point = cluster.receipt("digests/latest.json")["point"]
+    answer = cluster.restore(name=point)
+    assert answer.status == 0, answer.text
+    assert answer.result["checks"]["digests"] == point
+    assert cluster("restore-finish", "--keep=restored").status == 0
 
 
 def test_playbook_restores_to_before_a_dropped_table(
@@ -163,6 +300,35 @@ class TestMoments:
         assert cluster.restore(latest=True).status == 0
         assert cluster.rows() == rows
 
+    def test_between_two_backups_and_then_to_the_end(self, cluster: Cluster) -> None:
+        """The newest backup is on the timeline that was left: until there is a new one, an older one leads to the end of the archive."""
+        assert cluster("restore-finish", "--keep=restored").status == 0
+        assert cluster("backup", "--type=full", "--repository=1").status == 0
+        first, rows, moment = cluster.newest(1), cluster.rows(), now(cluster)
+        cluster.add(50)
+        assert cluster("backup", "--type=incr", "--repository=1").status == 0
+        second = cluster.newest(1)
+        answer = cluster.restore(time=moment.isoformat())
+        assert answer.status == 0, answer.text
+        left = answer.result["timeline"]
+        cluster.add(7)
+        assert cluster("restore-point", "--name=after-going-back").status == 0
+        named = cluster.plan(name="after-going-back")
+        assert named.result["set"] == first, named.text
+        answer = cluster.restore(latest=True)
+        assert answer.status == 0, answer.text
+        assert answer.result["set"] == first
+        assert cluster.rows() == rows + 7
+        # What was left behind can be had too, from the backup that is on it.
+        side = cluster.restore(latest=True, timeline=left, directory="/srv/side", port=5440)
+        assert side.status == 0, side.text
+        assert side.result["set"] == second
+        assert cluster.sql("SELECT count(*) FROM kept", socket="/srv/side/socket", port=5440) == str(
+            rows + 50
+        )
+        assert cluster("side-remove", "--directory", "/srv/side").status == 0
+        assert cluster("restore-finish", "--keep=restored").status == 0
+
     def test_after_the_last_wal(self, host: Host, cluster: Cluster) -> None:
         """The cluster is lost with WAL that was never archived: what was asked for is not there, and what is there can be had."""
         assert cluster("backup", "--type=full", "--repository=1").status == 0
@@ -197,6 +363,63 @@ def test_interrupted_restore_cannot_be_started_and_resumes(host: Host, cluster: 
     assert answer.status == 0, answer.text
     assert cluster.rows() == rows
     assert cluster("restore-finish", "--keep=restored").status == 0
+
+
+def interrupt(host: Host, **target: object) -> None:
+    """Begin a restore and kill its command when the server has been started and replays WAL."""
+    wanted = shlex.quote(json.dumps(target))
+    # The command alone: systemd looks after the server.
+    script = (
+        f"pgchroma-backup restore --stop --target {wanted} >/root/restore.log 2>&1 & "
+        f"until grep -q recovering {STATE}/restore.json && [ -e {DATA}/postmaster.pid ]; do :; done; "
+        "pkill -KILL -f 'pgchroma_backup restor[e]'; wait"
+    )
+    host.check_output(f"bash -c {shlex.quote(script)}")
+
+
+def is_in_recovery(host: Host) -> bool:
+    """Whether the server answers that it replays WAL; not while the host boots."""
+    try:
+        answer = host.run("cd / && runuser -u postgres -- psql -XAtqc 'SELECT pg_is_in_recovery()'")
+    except RuntimeError:
+        return False
+    return bool(answer.stdout.strip() == "t")
+
+
+class TestInterruptedRecovery:
+    """The command is gone while the server replays WAL: the same command again sees it to its end, another target takes its files."""
+
+    def test_the_same_command_sees_it_to_its_end(
+        self, host: Host, cluster: Cluster, playbook: Playbook
+    ) -> None:
+        cluster.add(10)
+        rows = cluster.rows()
+        interrupt(host, latest=True)
+        kept = cluster.receipt("restore.json")["kept"]
+        # What only the command promotes waits for it, through a boot as well.
+        host.run("systemctl reboot")
+        wait_for("it replays again", lambda: is_in_recovery(host), seconds=120)
+        done = playbook("restore.yml", restore={"latest": True}, confirm="backup-restore1")
+        assert done.returncode == 0, done.stdout
+        assert "nothing is stopped, moved or copied" in done.stdout
+        assert cluster.rows() == rows
+        assert host.service("pgchroma").is_running
+        assert cluster.receipt("restore.json")["phase"] == "done"
+        assert host.file(kept).is_directory
+        assert cluster("restore-finish", "--keep=restored").result["directories"] == [kept]
+
+    def test_another_target_takes_its_files(self, host: Host, cluster: Cluster) -> None:
+        assert cluster("backup", "--type=full", "--repository=1").status == 0
+        rows = cluster.rows()
+        cluster.add(10)
+        interrupt(host, latest=True)
+        kept = cluster.receipt("restore.json")["kept"]
+        answer = cluster.restore(immediate=True)
+        assert answer.status == 0, answer.text
+        assert answer.result["resumes"]
+        assert answer.result["kept"] == kept
+        assert cluster.rows() == rows
+        assert cluster("restore-finish", "--keep=restored").status == 0
 
 
 class TestArchiveEnd:

@@ -1,10 +1,12 @@
 """The command that backed-up hosts run: reading targets, choosing backups, understanding pgBackRest; without a host."""
 
+import dataclasses
 import importlib
 import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +16,47 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-NAMES = (
-    "alert", "backup", "check", "drill", "engine", "errors", "receipts", "recovery", "restore", "settings", "target", "verification",
-)  # fmt: skip
-alert, backup, check, drill, engine, errors, receipts, recovery, restore, settings, target, verification = (
-    importlib.import_module(f"pgchroma_backup.{name}") for name in NAMES
+(
+    alert,
+    backup,
+    check,
+    drill,
+    engine,
+    errors,
+    marker,
+    planning,
+    proof,
+    receipts,
+    recovery,
+    restore,
+    settings,
+    side,
+    target,
+    timelines,
+    verification,
+    wal,
+) = (
+    importlib.import_module(f"pgchroma_backup.{name}")
+    for name in (
+        "alert",
+        "backup",
+        "check",
+        "drill",
+        "engine",
+        "errors",
+        "marker",
+        "planning",
+        "proof",
+        "receipts",
+        "recovery",
+        "restore",
+        "settings",
+        "side",
+        "target",
+        "timelines",
+        "verification",
+        "wal",
+    )
 )
 
 
@@ -54,14 +92,19 @@ def host(tmp_path: Path) -> Any:
     return settings.read(file)
 
 
-def entry(label: str, stop: float, lsn: str, *, error: bool = False, repository: int = 1) -> dict[str, Any]:
+def entry(
+    label: str, stop: float, lsn: str, *, error: bool = False, repository: int = 1, timeline: int = 1
+) -> dict[str, Any]:
     return {
         "label": label,
         "error": error,
         "timestamp": {"start": stop - 10, "stop": stop},
         "lsn": {"start": lsn, "stop": lsn},
         "database": {"id": 1, "repo-key": repository},
-        "archive": {"start": "000000010000000000000002", "stop": "000000010000000000000003"},
+        "archive": {
+            "start": f"{timeline:08X}0000000000000002",
+            "stop": f"{timeline:08X}0000000000000003",
+        },
     }
 
 
@@ -72,11 +115,25 @@ INFO = {
         entry("C", 3000, "1/0", error=True),
         entry("D", 2500, "0/6000000", repository=2),
     ],
+    "archive": [{"id": "17-1", "database": {"id": 1, "repo-key": 1}}],
     "repo": [
         {"key": 1, "status": {"code": 0, "message": "ok"}},
         {"key": 2, "status": {"code": 0, "message": "ok"}},
     ],
 }
+
+
+@pytest.fixture
+def archived(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have the archive hold these: what is in each folder, and the text of each history file."""
+
+    def hold(**files: str) -> None:
+        answers = {"archive/main/17-1" + name.replace("at_", "/"): text for name, text in files.items()}
+        answers = {name.replace("_history", ".history"): text for name, text in answers.items()}
+        answers["archive/main/17-1"] = answers.pop("archive/main/17-1names", "0000000100000000")
+        monkeypatch.setattr(timelines, "stored", lambda host, number, verb, path: answers[path])
+
+    return hold
 
 
 @pytest.mark.parametrize(
@@ -90,6 +147,62 @@ INFO = {
 )
 def test_a_time_is_read_with_its_zone(text: str, seconds: float) -> None:
     assert target.read({"time": text}).moment == seconds
+
+
+SIDE = {"latest": True, "directory": "/srv/side", "port": 5440}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ("latest", "no dictionary"),
+        (["latest"], "no dictionary"),
+        (None, "no dictionary"),
+        ({"latest": "false"}, "latest is 'false'"),
+        ({"latest": "soon"}, "latest is 'soon'"),
+        ({"latest": ["true"]}, "latest is"),
+        ({"name": True}, "name is True"),
+        ({"time": {"a": 1}}, "time is"),
+        ({"latest": True, "exclusive": True}, "exclusive says nothing about latest"),
+        ({"name": "p", "exclusive": True}, "exclusive says nothing about name"),
+        ({"latest": True, "overwrite": "perhaps"}, "overwrite is 'perhaps'"),
+        ({"latest": True, "timeline": True}, "timeline is True"),
+        ({"latest": True, "timeline": "new"}, "not a timeline"),
+        ({"latest": True, "set": ["A"]}, "set is"),
+        ({"latest": True, "repository": 1.5}, "repository is 1.5"),
+        ({**SIDE, "port": "abc"}, "'abc' is not a port"),
+        ({**SIDE, "port": 99999}, "'99999' is not a port"),
+        ({**SIDE, "port": "0"}, "'0' is not a port"),
+        ({**SIDE, "port": -1}, "'-1' is not a port"),
+        ({**SIDE, "directory": "side"}, "not an absolute path"),
+        ({**SIDE, "directory": "/srv/it's"}, "may not stand in it"),
+        ({**SIDE, "directory": "/srv/$(x)"}, "may not stand in it"),
+        ({**SIDE, "directory": "/srv/%p"}, "may not stand in it"),
+        ({**SIDE, "directory": "/srv/a\nb"}, "may not stand in it"),
+    ],
+    ids=str,
+)
+def test_what_is_no_target_is_told_so(wanted: object, says: str) -> None:
+    with pytest.raises(errors.BackupError, match=re.escape(says)) as caught:
+        target.read(wanted)
+    assert caught.value.code == errors.USAGE
+    assert caught.value.hint
+
+
+def test_yes_and_no_are_read_as_ansible_hands_them_on() -> None:
+    read = target.read({"latest": "true", "overwrite": "yes", "replicas_left": "no", "exclusive": "False"})
+    assert (read.kind, read.overwrite, read.replicas_left, read.exclusive) == ("latest", True, False, False)
+
+
+def test_a_repository_goes_by_number_or_name(host: Any) -> None:
+    assert [
+        target.choose_repository(host, target.read({"latest": True, "repository": one}), lambda number: INFO)[
+            0
+        ]
+        for one in (2, "2", "offsite", 0)
+    ] == [2, 2, 2, 1]
+    with pytest.raises(errors.BackupError, match="no repository s3"):
+        target.choose_repository(host, target.read({"latest": True, "repository": "s3"}), lambda number: INFO)
 
 
 @pytest.mark.parametrize(
@@ -106,18 +219,104 @@ def test_a_time_is_read_with_its_zone(text: str, seconds: float) -> None:
     ids=str,
 )
 def test_the_newest_good_backup_before_the_target_is_chosen(
-    host: Any, wanted: dict[str, Any], label: str
+    host: Any, wanted: dict[str, Any], label: str, archived: Callable[..., None]
 ) -> None:
-    assert target.choose_set(host, INFO, target.read(wanted), 1)["label"] == label
+    archived()
+    assert target.choose(host, INFO, target.read(wanted), 1).backup["label"] == label
 
 
-def test_a_restore_point_is_placed_by_its_receipt(host: Any, tmp_path: Path) -> None:
-    points = {"points": [{"name": "p", "lsn": "0/4000000"}]}
-    (tmp_path / "restore-points.json").write_text(json.dumps(points), encoding="utf-8")
-    assert target.choose_set(host, INFO, target.read({"name": "p"}), 1)["label"] == "A"
+# Two backups, a restore to between them (timeline 2), two backups there, a restore to between those (timeline 3), one backup there.
+FORKED = {
+    **INFO,
+    "backup": [
+        entry("A", 1000, "0/3000000"),
+        entry("B", 2000, "0/5000000"),
+        entry("C", 3000, "0/6000000", timeline=2),
+        entry("D", 4000, "0/8000000", timeline=2),
+        entry("E", 5000, "0/9000000", timeline=3),
+    ],
+}
+FORKS = {
+    "names": "0000000100000000 0000000200000000 00000002.history 00000003.history",
+    "at_00000002_history": "1\t0/4000000\tbefore 1970-01-01 00:25:00+00\n",
+    "at_00000003_history": "1\t0/4000000\tbefore\n\n2\t0/7000000\tbefore\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("backups", "wanted", "label", "option"),
+    [
+        ("ABCDE", {"latest": True}, "E", "latest"),
+        ("ABCD", {"latest": True}, "C", "latest"),  # D ended after timeline 3 had left 2
+        ("AB", {"latest": True}, "A", "latest"),
+        ("ABCDE", {"latest": True, "timeline": 2}, "D", "2"),
+        ("AB", {"latest": True, "timeline": 2}, "A", "2"),
+        ("ABCDE", {"latest": True, "timeline": "1"}, "B", "1"),
+        ("ABCDE", {"lsn": "0/9000000", "timeline": "1"}, "B", "1"),
+        ("ABCDE", {"time": "1970-01-01 01:20:00Z", "timeline": 2}, "D", "2"),
+        ("ABCDE", {"time": "1970-01-01 01:20:00Z", "timeline": "latest"}, "C", "latest"),
+        ("ABCDE", {"time": "1970-01-01 02:00:00Z"}, "E", "latest"),
+        ("ABCDE", {"latest": True, "set": "C"}, "C", "latest"),
+        ("ABCDE", {"immediate": True, "set": "B"}, "B", "1"),
+        ("ABCDE", {"latest": True, "timeline": "current"}, "E", "latest"),
+        ("ABCDE", {"xid": "7", "set": "A", "timeline": 3}, "A", "latest"),
+    ],
+    ids=str,
+)
+def test_only_a_backup_that_leads_to_the_timeline_is_chosen(
+    host: Any, archived: Callable[..., None], backups: str, wanted: dict[str, Any], label: str, option: str
+) -> None:
+    archived(**FORKS)
+    info = {**FORKED, "backup": [one for one in FORKED["backup"] if one["label"] in backups]}
+    way = target.choose(host, info, target.read(wanted), 1)
+    assert (way.backup["label"], way.option) == (label, option)
+
+
+@pytest.mark.parametrize(
+    ("backups", "wanted", "says"),
+    [
+        (
+            "B",
+            {"latest": True},
+            "leads to the end of the archive on timeline 3: it left timeline 1 at 0/4000000, and B ended at 0/5000000",
+        ),
+        ("ABCDE", {"latest": True, "set": "D"}, "it left timeline 2 at 0/7000000"),
+        ("ABCDE", {"latest": True, "set": "E", "timeline": 2}, "it never was timeline 3"),
+        ("ABCDE", {"latest": True, "timeline": 99}, "no timeline 99"),
+        ("ABCDE", {"time": "1970-01-01 01:20:00Z"}, "holds timelines 2, 3"),
+        ("ABCDE", {"xid": "7", "set": "A"}, "holds timelines 1, 2, 3"),
+    ],
+    ids=str,
+)
+def test_what_no_backup_leads_to_is_refused(
+    host: Any, archived: Callable[..., None], backups: str, wanted: dict[str, Any], says: str
+) -> None:
+    archived(**FORKS)
+    info = {**FORKED, "backup": [one for one in FORKED["backup"] if one["label"] in backups]}
+    with pytest.raises(errors.RefusedError, match=says):
+        target.choose(host, info, target.read(wanted), 1)
+
+
+def test_a_restore_point_is_placed_by_its_receipt(
+    host: Any, tmp_path: Path, archived: Callable[..., None]
+) -> None:
+    """On its own timeline too: what a playbook prints as the way back to a point must not ask for more."""
+    archived(**FORKS)
+    points = [
+        {"name": "p", "lsn": "0/4800000", "timeline": 1},
+        {"name": "r", "lsn": "0/6800000", "timeline": 2},
+    ]
+    (tmp_path / "restore-points.json").write_text(json.dumps({"points": points}), encoding="utf-8")
     (tmp_path / "digests").mkdir()
-    (tmp_path / "digests/q.json").write_text(json.dumps({"lsn": "0/5000001"}), encoding="utf-8")
-    assert target.choose_set(host, INFO, target.read({"name": "q"}), 1)["label"] == "B"
+    digests = {"lsn": "0/5000001", "wal_file": "000000010000000000000005"}
+    (tmp_path / "digests/q.json").write_text(json.dumps(digests), encoding="utf-8")
+    chosen = {}
+    for name in "prq":
+        way = target.choose(host, FORKED, target.read({"name": name}), 1)
+        chosen[name] = (way.backup["label"], way.line.number)
+    assert chosen == {"p": ("A", 1), "r": ("C", 2), "q": ("B", 1)}
+    named = target.read({"name": "made elsewhere", "set": "E"})
+    assert target.choose(host, FORKED, named, 1).line.number == 3
 
 
 def test_a_repository_that_cannot_be_read_is_passed_over_unless_named(host: Any) -> None:
@@ -129,16 +328,21 @@ def test_a_repository_that_cannot_be_read_is_passed_over_unless_named(host: Any)
     assert caught.value.code == errors.UNREACHABLE
 
 
+def way(timeline: int) -> Any:
+    archive = timelines.Archive(None, 1, "", ("0000000100000000", "00000002.history", "00000003.history"))
+    return target.Way(INFO["backup"][0], timelines.Line(timeline, {}), archive)
+
+
 def test_set_repository_and_timeline_are_always_named(host: Any) -> None:
     wanted = target.read({"time": "1970-01-01 00:33:20.25Z", "exclusive": True})
-    assert restore.options_of(wanted, INFO["backup"][0], 1, "3") == [
+    assert planning.options_of(wanted, way(2), 1) == [
         "--repo=1",
         "--set=A",
         "--type=time",
         "--target-action=promote",
         "--target=1970-01-01 00:33:20.250000+00",
         "--target-exclusive",
-        "--target-timeline=3",
+        "--target-timeline=2",
     ]
 
 
@@ -146,7 +350,7 @@ def test_the_end_of_a_backup_names_no_timeline(host: Any) -> None:
     """pgBackRest refuses one with --type=immediate, and follows the backup's own."""
     wanted = target.read({"immediate": True, "set": "A", "timeline": "current"})
     options = ["--repo=1", "--set=A", "--type=immediate", "--target-action=promote"]
-    assert restore.options_of(wanted, INFO["backup"][0], 1, "current") == options
+    assert planning.options_of(wanted, way(1), 1) == options
     with pytest.raises(errors.BackupError, match="backup's own timeline"):
         target.read({"immediate": True, "timeline": 3})
 
@@ -155,29 +359,33 @@ def test_the_end_of_the_archive_is_not_left_to_postgresql(host: Any) -> None:
     """As a standby it goes on asking for WAL, where it would otherwise take what it cannot read for the end."""
     wanted = target.read({"latest": True})
     options = ["--repo=1", "--set=A", "--type=standby", "--target-timeline=latest"]
-    assert restore.options_of(wanted, INFO["backup"][0], 1, "latest") == options
+    assert planning.options_of(wanted, way(3), 1) == options
 
 
 @pytest.mark.parametrize(
-    ("timeline", "names", "end"),
+    ("timeline", "files", "end"),
     [
-        ("latest", {"": "0000000100000000 00000001.x", "/0000000100000000": "{1:5} {1:6}"}, "{1:6}"),
+        (1, {"names": "0000000100000000 00000001.x", "at_0000000100000000": "{1:5} {1:6}"}, "{1:6}"),
         (
-            "latest",
-            {"": "0000000100000000 00000002.history", "/00000002.history": "1\t0/5000060\tx"},
+            2,
+            {"names": "0000000100000000 00000002.history", "at_00000002_history": "1\t0/5000060\tx"},
             "0/5000060",
         ),
         (
-            "latest",
-            {"": "0000000100000000 0000000200000000 00000002.history", "/0000000200000000": "{2:7}"},
+            2,
+            {
+                "names": "0000000100000000 0000000200000000 00000002.history",
+                "at_00000002_history": "1\t0/5000060\tx",
+                "at_0000000200000000": "{2:7}",
+            },
             "{2:7}",
         ),
         (
-            "1",
-            {"": "0000000100000000 0000000200000000 00000002.history", "/0000000100000000": "{1:6}"},
+            1,
+            {"names": "0000000100000000 0000000200000000 00000002.history", "at_0000000100000000": "{1:6}"},
             "{1:6}",
         ),
-        ("current", {"": "00000002.history"}, "000000010000000000000003"),
+        (1, {"names": "00000002.history"}, "000000010000000000000003"),
     ],
     ids=[
         "one timeline",
@@ -188,16 +396,182 @@ def test_the_end_of_the_archive_is_not_left_to_postgresql(host: Any) -> None:
     ],
 )
 def test_the_end_of_the_archive_is_found(
-    host: Any, monkeypatch: pytest.MonkeyPatch, timeline: str, names: dict[str, str], end: str
+    host: Any, archived: Callable[..., None], timeline: int, files: dict[str, str], end: str
 ) -> None:
     def segment(text: str, rest: str) -> str:
         return re.sub(r"\{(\d):(\d)\}", lambda one: f"{int(one[1]):08X}{0:08X}{int(one[2]):08X}{rest}", text)
 
-    info = {**INFO, "archive": [{"id": "17-1", "database": {"id": 1, "repo-key": 1}}]}
-    answers = {f"archive/main/17-1{path}": segment(text, f"-{'a' * 40}.zst") for path, text in names.items()}
-    monkeypatch.setattr(target, "stored", lambda host, number, verb, path: answers[path])
-    found = target.archive_end(host, info, INFO["backup"][0], 1, timeline)
+    archived(**{name: segment(text, f"-{'a' * 40}.zst") for name, text in files.items()})
+    archive = timelines.archive(host, INFO, 1, 1)
+    found = archive.end(INFO["backup"][0], archive.line(timeline))
     assert found == segment(end, "")
+
+
+@pytest.fixture
+def planned(
+    host: Any, tmp_path: Path, archived: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Plan a restore of a host whose server is in this state, after a run that came this far."""
+    archived(at_0000000100000000="")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/postmaster.opts").touch()
+    info = {**INFO, "backup": [{**one, "info": {"size": 1}} for one in INFO["backup"]]}
+    monkeypatch.setattr(engine, "information", lambda host, number: info)
+    monkeypatch.setattr(planning.replicas, "refuse", lambda host, left: [])
+
+    def plan(wanted: dict[str, Any], *, phase: str = "", running: bool, replaying: bool = False) -> Any:
+        monkeypatch.setattr(engine, "is_running", lambda host: False)
+        if phase:
+            earlier = {**planning.plan(host, {"immediate": True}), "kept": str(tmp_path / "kept")}
+            marker.write(host, phase, {"immediate": True}, earlier, "2026-11-21T08:00:00Z")
+        monkeypatch.setattr(engine, "is_running", lambda host: running)
+        monkeypatch.setattr(engine, "is_in_recovery", lambda host: replaying)
+        return planning.plan(host, wanted)
+
+    return plan
+
+
+def test_a_timeline_that_is_not_archived_yet_is_sent_before_the_set_is_chosen(
+    host: Any, planned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after a restore the archive may not know of it: what was left behind must not pass for what came last."""
+    known = [1]
+    monkeypatch.setattr(planning, "own_timeline", lambda host: 2)
+    monkeypatch.setattr(wal, "flush", lambda host, number: known.append(2))
+    monkeypatch.setattr(target, "choose_timeline", lambda *words: known[-1])
+    monkeypatch.setattr(
+        timelines.Archive, "line", lambda archive, number: timelines.Line(number, {1: "0/4000000"})
+    )
+    found = planned({"latest": True}, running=True)
+    assert (found["set"], found["timeline"]) == ("B", 1)
+    assert "the cluster is on timeline 2 since it was last restored" in found["text"]
+    sent = restore.send(host, {"latest": True})
+    assert (sent["set"], sent["timeline"], sent["unarchived"]) == ("A", 2, "")
+
+
+@pytest.mark.parametrize("replaying", [True, False], ids=["still replaying", "done with it"])
+def test_a_restore_interrupted_while_wal_was_replayed_is_seen_to_its_end(
+    planned: Callable[..., Any], tmp_path: Path, replaying: bool
+) -> None:
+    found = planned({"immediate": True}, phase=marker.RECOVERING, running=True, replaying=replaying)
+    assert (found["ends"], found["flushes"], found["moves"]) == (True, False, False)
+    assert found["kept"] == str(tmp_path / "kept")
+    assert "nothing is stopped, moved or copied" in found["text"]
+
+
+def test_another_target_takes_the_files_that_an_interrupted_restore_left(
+    planned: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = planned({"latest": True, "set": "A"}, phase=marker.RECOVERING, running=True, replaying=True)
+    assert (found["ends"], found["flushes"], found["moves"], found["resumes"]) == (False, False, False, True)
+    assert "--delta" in found["command"]
+    assert found["kept"] == str(tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    ("timeline", "end", "says"),
+    [
+        ("", "0/6000000", "lies after the end of timeline 1, which has come to 0/6000000"),
+        ("", "0/7000000", ""),
+        ("1", "0/7000000", "has come to 000000010000000000000005"),
+    ],
+    ids=["beyond what the server wrote", "in it", "beyond what is left of another timeline"],
+)
+def test_an_lsn_that_was_never_written_is_refused(
+    planned: Callable[..., Any],
+    archived: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    timeline: str,
+    end: str,
+    says: str,
+) -> None:
+    archived(at_0000000100000000=f"000000010000000000000005-{'a' * 40}.zst")
+    now = "00000002" if timeline else "00000001"
+    monkeypatch.setattr(engine, "query", lambda host, statement: [f"{end}\t{now}0000000000000006"])
+    monkeypatch.setattr(engine, "run", lambda command: engine.Done(0, "Bytes per WAL segment:  16777216\n"))
+    (tmp_path / "data/global").mkdir()
+    (tmp_path / "data/global/pg_control").touch()
+    wanted = {"lsn": "0/6800000", "timeline": timeline}
+    if says:
+        with pytest.raises(errors.RefusedError, match=says):
+            planned(wanted, running=True)
+    else:
+        assert planned(wanted, running=True)["set"] == "B"
+
+
+def test_a_server_that_replays_for_another_reason_is_not_restored_over(planned: Callable[..., Any]) -> None:
+    with pytest.raises(errors.RefusedError, match="no restore of this command began that"):
+        planned({"immediate": True}, running=True, replaying=True)
+
+
+def test_a_run_killed_while_it_moved_directories_goes_on_there(
+    host: Any, planned: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is copied over the former data directory, and none of it is lost, whichever half of the move was done."""
+    monkeypatch.setattr(restore.shutil, "chown", lambda *words: None)
+    found = planned({"immediate": True}, phase=marker.MOVING, running=False)
+    assert (found["resumes"], found["moves"]) == (True, True)
+    assert "--delta" not in found["command"]
+    for _ in range(2):
+        restore.make_way(host, found)
+        assert [path.name for path in (tmp_path / "kept").iterdir()] == ["postmaster.opts"]
+        assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["it takes them", "it does not"])
+def test_wal_is_sent_by_hand_where_another_repository_is_in_the_way(
+    host: Any, archived: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    """Into the one repository alone, only what it does not hold, nothing beyond the segment; PostgreSQL itself archives nothing now."""
+    (tmp_path / "pgbackrest.conf").write_text(
+        "[global]\nrepo1-path=/r\nrepo2-s3-key=k\nio-timeout=2\n[main]\npg1-path=/d\n", encoding="utf-8"
+    )
+    here = dataclasses.replace(host, config=str(tmp_path / "pgbackrest.conf"))
+    ready = ["00000002.history", *(f"00000001{number:016X}" for number in (4, 5, 6))]
+    archived(
+        names="0000000100000000 00000002.history",
+        at_0000000100000000=f"000000010000000000000004-{'a' * 40}.zst",
+    )
+    answers = {
+        "last_archived_wal": ["f"],
+        "pg_switch_wal": ["000000010000000000000005"],
+        "pg_ls_archive_statusdir": [f"{name}.ready" for name in ready],
+    }
+    monkeypatch.setattr(
+        engine,
+        "query",
+        lambda host, statement, **values: next((answers[a] for a in answers if a in statement), [""]),
+    )
+    monkeypatch.setattr(engine, "information", lambda host, number: {**INFO, "db": [{"id": 1}]})
+    monkeypatch.setattr(wal, "USUAL_SECONDS", -1)
+    monkeypatch.setattr(wal, "PLACE", tmp_path)
+    monkeypatch.setattr(wal.receipts, "give", lambda path: None)
+    sent = []
+
+    def run(command: list[str]) -> Any:
+        configuration = next(word for word in command if word.startswith("--config=")).removeprefix(
+            "--config="
+        )
+        sent.append((Path(command[-1]).name, Path(configuration).read_text(encoding="utf-8")))
+        return (
+            engine.Done(50, "ERROR: [041]: unable to write '/r': [28] No space left on device")
+            if fails
+            else engine.Done(0, "")
+        )
+
+    monkeypatch.setattr(engine, "run", run)
+    if fails:
+        with pytest.raises(
+            errors.BackupError, match=r"could not be restored: sending .* the disk is full"
+        ) as caught:
+            wal.flush(here, 1)
+        assert "unarchived_lost" in caught.value.hint
+    else:
+        wal.flush(here, 1)
+    assert sent == [
+        ("000000010000000000000005", "[global]\nrepo1-path=/r\nio-timeout=2\n[main]\npg1-path=/d\n")
+    ]
 
 
 def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:
@@ -270,6 +644,11 @@ def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:
             "\\[5\\] Input/output error",
             1,
         ),
+        (
+            "ERROR: [058]: target timeline 2 forked from backup timeline 1 at 0/4000000 which is before backup lsn of 0/5000000",
+            "cannot reach the timeline",
+            9,
+        ),
         ("ERROR: [099]: something new", "ERROR: \\[099\\]: something new", 1),
     ],
 )
@@ -300,6 +679,81 @@ def test_ciphertext_in_the_answer_is_read_for_what_it_is(quote: str, monkeypatch
         read()
     assert caught.value.code == 3
     assert "\x1b" not in str(caught.value)
+
+
+def test_a_copy_waits_for_no_lock_of_the_cluster(host: Any) -> None:
+    found = side.options(host, target.read(SIDE))
+    assert "--archive-mode=off" in found
+    assert "--lock-path=/srv/side/lock" in found
+    assert found[-1] == (
+        "--recovery-option=restore_command=pgbackrest --config=/etc/pgbackrest/pgbackrest.conf --stanza=main --pg1-path=/srv/side/data "
+        '--lock-path=/srv/side/lock --spool-path=/srv/side/spool archive-get %f "%p"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "runs"),
+    [
+        ({"name": "p"}, "--digests {}/digests/p.json"),
+        ({"latest": True}, "--no-digests"),
+        ({"name": "q"}, "--no-digests"),
+    ],
+    ids=["at a recorded point", "anywhere", "at another point"],
+)
+def test_a_copy_is_proven_by_what_is_known_of_its_target(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], runs: str
+) -> None:
+    (tmp_path / "digests").mkdir()
+    (tmp_path / "digests/p.json").touch()
+    (tmp_path / "pgchroma").touch()
+    here = dataclasses.replace(host, pgchroma_command=str(tmp_path / "pgchroma"))
+    commands: list[list[str]] = []
+
+    def run(command: list[str], *, timeout: float) -> Any:
+        commands.append(command)
+        return engine.Done(0, "{}")
+
+    monkeypatch.setattr(engine, "run", run)
+    goal = target.read({**wanted, "directory": "/srv/side", "port": 5440})
+    assert proof.side(here, goal, Path("/srv/side"))["by"] == "pgchroma backup check-restored"
+    assert runs.format(tmp_path) in " ".join(commands[0])
+    assert "host=/srv/side/socket&port=5440" in " ".join(commands[0])
+    assert proof.side(host, goal, Path("/srv/side"))["by"] == "pg_amcheck", "without pgchroma on the host"
+    assert commands[1][0] == "/bin/pg_amcheck"
+
+
+def test_a_proof_that_fails_stands_in_the_receipt(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        engine, "run", lambda command, timeout: engine.Done(8, "critical checks failed: digests")
+    )
+    goal = target.read({"name": "p"})
+    with pytest.raises(errors.DamagedError, match="critical checks failed"):
+        proof.keep(host, {"kind": "restore"}, lambda: proof.check(host, "url", None))
+    receipt = json.loads(next(tmp_path.glob("restore-*.json")).read_text(encoding="utf-8"))
+    assert receipt["result"] == "damaged"
+    assert "critical checks failed: digests" in receipt["detail"]
+    assert proof.own(host, goal) == {"by": "", "digests": ""}, (
+        "nothing was recorded there: verify.yml looks at it"
+    )
+
+
+def test_a_verb_that_fails_has_a_result_for_its_receipt(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = importlib.import_module("pgchroma_backup.__main__")
+    monkeypatch.setattr(
+        sys, "argv", ["pgchroma-backup", "--settings", str(tmp_path / "settings.json"), "drill", "--json"]
+    )
+    assert command.main() == errors.UNEXPECTED
+    told = capsys.readouterr()
+    assert "no digests of the collections are recorded" in told.err
+    result = json.loads(told.out)
+    assert (result["kind"], result["result"], result["status"]) == ("drill", "failed", 1)
+    assert "no digests of the collections are recorded" in result["error"]
+    assert result["receipt"]["result"] == "failed"
+    assert result["receipt"] == json.loads((tmp_path / "drill.json").read_text(encoding="utf-8"))
 
 
 GOOD = """stanza: main

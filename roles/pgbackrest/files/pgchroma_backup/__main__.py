@@ -16,6 +16,7 @@ from . import (
     drill,
     engine,
     overview,
+    planning,
     point,
     repositories,
     restore,
@@ -53,8 +54,10 @@ def parser() -> argparse.ArgumentParser:
     verb("check", "send WAL through every repository and judge the age of backups and of the last drill")
     added = verb("verify", "read every file of a repository against its checksum")
     added.add_argument("--repository", type=int, action="append", default=[])
+    only_told(added)
     for name, text in (
         ("restore-plan", "say what a restore would do, changing nothing"),
+        ("restore-flush", "have the repository of a restore hold everything until now; nothing stops"),
         ("restore", "restore the cluster, or a copy beside it"),
     ):
         added = verb(name, text)
@@ -74,13 +77,15 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--directory", required=True)
     added = verb("restore-finish", "remove the data directory that a restore kept, or put it back")
     added.add_argument("--keep", choices=("restored", "former"), required=True)
-    added.add_argument("--dry-run", action="store_true", help="say what it would do, changing nothing")
+    only_told(added)
     added = verb("restore-point", "make a named restore point and archive it")
     added.add_argument("--name", required=True)
+    only_told(added)
     added = verb("drill", "restore the newest backup apart from the cluster, prove it, time it, remove it")
     added.add_argument(
         "--repository", type=int, default=0, help="its number; without it the one drilled longest ago"
     )
+    only_told(added)
     verb("stanza", "create the stanza in repositories that do not hold it")
     added = verb("check-config", "have pgBackRest read a configuration file")
     added.add_argument("--file", required=True)
@@ -88,6 +93,11 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--unit", required=True)
     added.add_argument("--clear", action="store_true", help="take its alert back: it has ended well")
     return top
+
+
+def only_told(verb: argparse.ArgumentParser) -> None:
+    """Let a verb say what it would do."""
+    verb.add_argument("--dry-run", action="store_true", help="say what it would do, changing nothing")
 
 
 def checked(host: settings.Settings) -> Result:
@@ -117,13 +127,14 @@ def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
         },
         "info": lambda: overview.run(host),
         "check": lambda: checked(host),
-        "verify": lambda: verification.run(host, words.repository),
-        "restore-plan": lambda: restore.plan(host, words.target),
+        "verify": lambda: (verification.plan if words.dry_run else verification.run)(host, words.repository),
+        "restore-plan": lambda: planning.plan(host, words.target),
+        "restore-flush": lambda: restore.send(host, words.target),
         "restore": lambda: restore.run(host, words.target, stop=words.stop),
         "side-remove": lambda: finished(host, words.directory),
         "restore-finish": lambda: (point.finish_plan if words.dry_run else point.finish)(host, words.keep),
-        "restore-point": lambda: point.create(host, words.name),
-        "drill": lambda: drill.run(host, words.repository),
+        "restore-point": lambda: (point.plan if words.dry_run else point.create)(host, words.name),
+        "drill": lambda: (drill.plan if words.dry_run else drill.run)(host, words.repository),
         "stanza": lambda: repositories.create(host),
         "check-config": lambda: repositories.check_configuration(host, words.file),
         "alert": lambda: (alert.clear if words.clear else alert.run)(host, words.unit),
@@ -145,17 +156,22 @@ def main() -> int:
     try:
         result = dispatch(words, settings.read(words.settings))
     except BackupError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.code
+        return failed(words, error)
     except PermissionError as error:
-        sys.stderr.write(f"{error}\nrun this as root\n")
-        return USAGE
+        return failed(words, BackupError(str(error), "run this as root", USAGE))
     except OSError as error:
         explained = engine.explained("working on this host's files", str(error))
-        sys.stderr.write(f"{explained}\n" if explained.code else f"{error}\n")
-        return UNEXPECTED
+        return failed(words, BackupError(explained.message, explained.hint, UNEXPECTED))
     sys.stdout.write((json.dumps(result) if words.json else text_of(result)) + "\n")
     return OK
+
+
+def failed(words: argparse.Namespace, error: BackupError) -> int:
+    """Say what went wrong, with --json as the verb's result too, and return the exit status."""
+    sys.stderr.write(f"{error}\n")
+    if words.json:
+        sys.stdout.write(json.dumps(error.as_json(words.verb)) + "\n")
+    return error.code
 
 
 if __name__ == "__main__":

@@ -17,6 +17,12 @@ def backups_of(info: dict[str, Any], number: int) -> list[dict[str, Any]]:
     return [entry for entry in info["backup"] if entry["database"]["repo-key"] == number]
 
 
+def stored_bytes(entry: dict[str, Any]) -> int:
+    """Return what a backup takes in its repository beyond those it builds on."""
+    stored = entry["info"]["repository"]
+    return int(stored.get("delta", stored.get("size", 0)))
+
+
 def labels(settings: Settings, repository: Repository) -> list[dict[str, Any]]:
     """Return the backups in one repository as it is now, oldest first.
 
@@ -108,7 +114,7 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
         "finished": receipts.now(),
         "seconds": round(time.time() - started, 1),
         "cluster_bytes": entry["info"]["size"],
-        "stored_bytes": entry["info"]["repository"].get("delta", entry["info"]["repository"].get("size", 0)),
+        "stored_bytes": stored_bytes(entry),
         "lsn": entry["lsn"],
         "wal": entry["archive"],
         "result": "damaged" if found else "ok",
@@ -116,11 +122,13 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
     }
     keep(settings, receipt)
     if found:
-        raise DamagedError(
+        error = DamagedError(
             f"{what}: {entry['label']} was taken, but holds damaged pages: {found}",
             "Nothing was expired. Find the table with `pg_amcheck --all` and `SELECT ...::regclass`, restore the newest backup before it "
             "(restore.yml with set), then take a full backup",
         )
+        error.receipt = receipt
+        raise error
     if entry["type"] == "full":
         drop_damaged(settings, repository)
     engine.pgbackrest(
@@ -216,7 +224,10 @@ def run(
         hint = "find them with `pg_amcheck --all`; when they are repaired, reset the count: SELECT pg_stat_reset() in that database"
         errors.append(DamagedError(text, hint))
     if errors:
-        raise joined(errors)
+        error = joined(errors)
+        damaged = [entry.receipt for entry in errors if entry.receipt is not None]
+        error.receipt = {"kind": "backups", "backups": [*done, *damaged]}
+        raise error
     if settings.pgchroma_command and not digests["recorded"]:
         hint = "the backups are good; without digests a drill cannot compare records. Run the command by hand to see why"
         raise BackupError(f"the collections' digests were not recorded: {digests['detail']}", hint)

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import backup, engine, receipts, restore, side, target
+from . import backup, engine, proof, receipts, restore, side, target
 from .errors import BackupError, DamagedError
 from .settings import Repository, Settings
+from .timelines import lsn_number
 
 LAST = "drill.json"
 HINT = "run backup.yml; it records them after the backup"
@@ -74,7 +75,7 @@ def wanted(settings: Settings, repository: Repository, point: dict[str, Any]) ->
     if not good:
         raise BackupError(f"{repository} holds no backup without errors", HINT)
     newest = good[-1]
-    if target.lsn_number(newest["lsn"]["stop"]) > target.lsn_number(point["lsn"]):
+    if lsn_number(newest["lsn"]["stop"]) > lsn_number(point["lsn"]):
         raise BackupError(
             f"no digests were recorded after {newest['label']}; the last are of {point['point']}", HINT
         )
@@ -86,6 +87,22 @@ def wanted(settings: Settings, repository: Repository, point: dict[str, Any]) ->
         "directory": settings.drill_directory,
         "port": settings.drill_port,
     }
+
+
+def plan(settings: Settings, number: int = 0) -> dict[str, Any]:
+    """Return what a drill would do: the side restore that it is, and a text for people. Changes nothing.
+
+    Raises:
+        BackupError: no digests were recorded after the newest backup, there is no room, or a drill is at work.
+    """
+    goal = wanted(settings, turn(settings, number), recorded(settings))
+    found = restore.plan(settings, goal)
+    after = [
+        f"  pgchroma backup check-restored: pages, tables, indexes, a vector query, digests of {digests_file(settings)}",
+        f"  {settings.bin_dir}/pg_checksums --check -D {found['directory']}",
+        f"  {side.stop_line(settings, settings.drill_directory)}",
+    ]
+    return {**found, "kind": "drill-plan", "text": "\n".join([found["text"], *after])}
 
 
 def prove(settings: Settings, place: Path, point: dict[str, Any]) -> dict[str, Any]:
@@ -102,21 +119,8 @@ def prove(settings: Settings, place: Path, point: dict[str, Any]) -> dict[str, A
     digests = place / "digests.json"
     digests.write_text(json.dumps(point), encoding="utf-8")
     side.own(digests)
-    command = [settings.pgchroma_command, "backup", "check-restored", "--format", "json"]
-    command += ["--database-url", backup.database_url(settings, f"{place}/socket", settings.drill_port)]
-    command += ["--state-dir", settings.state_dir, "--digests", str(digests)]
-    done = engine.run(command, timeout=7200)
-    text = engine.readable(done.output.strip())
-    if done.status != 0:
-        raise DamagedError(
-            f"the restored copy is not what was backed up (status {done.status}): {text[-1500:]}",
-            "take a full backup now",
-        )
-    try:
-        found: dict[str, Any] = json.loads(done.output)
-    except ValueError:
-        found = {"output": text}
-    return found
+    url = backup.database_url(settings, f"{place}/socket", settings.drill_port)
+    return proof.check(settings, url, digests)
 
 
 def check_pages(settings: Settings, place: Path) -> str:
@@ -165,6 +169,7 @@ def run(settings: Settings, number: int = 0) -> dict[str, Any]:
             receipt |= {"result": "ok", "detail": "restored, proven and removed"}
         except BackupError as error:
             receipt["detail"] = str(error)
+            error.receipt = receipt
             raise
         finally:
             if (place / side.MARKER).exists():

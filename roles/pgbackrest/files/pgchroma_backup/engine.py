@@ -98,6 +98,12 @@ MEANINGS = (
         REFUSED,
     ),
     (
+        r"forked from backup timeline|is not in the history of target timeline|invalid target timeline",
+        "the set cannot reach the timeline that is to be followed",
+        "name an older set or another timeline; backup_info.yml lists the sets. After a restore take a full backup",
+        REFUSED,
+    ),
+    (
         r"unable to connect to 'dbname|could not connect to server|connection to server",
         "PostgreSQL does not answer",
         "systemctl status says why it does not run; start it, then run this again",

@@ -12,14 +12,13 @@ MEGABYTE = 1 << 20
 
 def row(entry: dict[str, Any]) -> dict[str, Any]:
     """Return one backup as it is shown."""
-    stored = entry["info"]["repository"]
     return {
         "label": entry["label"],
         "type": entry["type"],
         "started": receipts.stamp(entry["timestamp"]["start"]),
         "ended": receipts.stamp(entry["timestamp"]["stop"]),
         "cluster_bytes": entry["info"]["size"],
-        "stored_bytes": stored.get("delta", stored.get("size", 0)),
+        "stored_bytes": backup.stored_bytes(entry),
         "lsn_stop": entry["lsn"]["stop"],
         "wal_start": entry["archive"]["start"],
         "wal_stop": entry["archive"]["stop"],

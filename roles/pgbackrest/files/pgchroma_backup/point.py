@@ -7,15 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts, restore
+from . import backup, engine, marker, planning, receipts, restore, wal
 from .errors import USAGE, BackupError, RefusedError
 from .settings import Settings
 
 NAME_BYTES = 63
 
 
-def create(settings: Settings, name: str) -> dict[str, Any]:
-    """Make a restore point in the running cluster, wait until it is archived, and return its receipt.
+MAKE = "SELECT pg_create_restore_point(:'name'), (SELECT timeline_id FROM pg_control_checkpoint())"
+
+
+def known(settings: Settings, name: str) -> list[dict[str, Any]]:
+    """Return the restore points that there are, to which one of this name can be added.
 
     Raises:
         BackupError: the name is not fit, or taken; the server does not answer or does not archive.
@@ -25,8 +28,9 @@ def create(settings: Settings, name: str) -> dict[str, Any]:
             f"give 1 to {NAME_BYTES} printable characters without quotes, such as before-upgrade-2026-11-21"
         )
         raise BackupError(f"{name!r} cannot name a restore point", hint, USAGE)
-    known = receipts.read(settings, "restore-points.json") or {"points": []}
-    if any(point["name"] == name for point in known["points"]):
+    found = receipts.read(settings, "restore-points.json") or {"points": []}
+    points: list[dict[str, Any]] = found["points"]
+    if any(point["name"] == name for point in points):
         raise RefusedError(
             f"there is a restore point {name!r} already; recovery would stop at the first",
             "choose another name",
@@ -36,15 +40,48 @@ def create(settings: Settings, name: str) -> dict[str, Any]:
             "archive_mode is off: a restore point that is not archived leads nowhere",
             "restart PostgreSQL first",
         )
-    lsn, timeline = engine.query(
-        settings,
-        "SELECT pg_create_restore_point(:'name'), (SELECT timeline_id FROM pg_control_checkpoint())",
-        name=name,
+    return points
+
+
+def plan(settings: Settings, name: str) -> dict[str, Any]:
+    """Return what making a restore point would do, and a text for people. Changes nothing.
+
+    Raises:
+        BackupError: as known().
+    """
+    known(settings, name)
+    lsn, segment = engine.query(
+        settings, "SELECT pg_current_wal_lsn(), pg_walfile_name(pg_current_wal_lsn())"
     )[0].split("\t")
+    statement = MAKE.split(",", maxsplit=1)[0].replace(":'name'", f"'{name}'")
+    lines = [
+        f"Name the present moment of {settings.stanza} {name}",
+        f"  at         {lsn} or a little after it, timeline {int(segment[:8], 16)}",
+        *(f"  sent to    {repository}" for repository in settings.repositories),
+        "Commands:",
+        f"  {statement}; SELECT pg_switch_wal()",
+    ]
+    return {"kind": "restore-point-plan", "name": name, "text": "\n".join(lines)}
+
+
+def create(settings: Settings, name: str) -> dict[str, Any]:
+    """Make a restore point in the running cluster, wait until it is archived, and return its receipt.
+
+    The receipt names the repositories that hold it, and what is in the way of those that do not.
+
+    Raises:
+        BackupError: as known(), or no repository got it.
+    """
+    points = known(settings, name)
+    lsn, timeline = engine.query(settings, MAKE, name=name)[0].split("\t")
     point = {"name": name, "lsn": lsn, "timeline": int(timeline), "time": receipts.now()}
-    receipts.write(settings, "restore-points.json", {"points": [*known["points"], point]})
-    restore.flush(settings)
-    return {"kind": "restore-point", **point}
+    receipts.write(settings, "restore-points.json", {"points": [*points, point]})
+    away = wal.missing(settings, wal.switch(settings))
+    if len(away) == len(settings.repositories):
+        raise backup.joined(list(away.values()))
+    held = [repository.number for repository in settings.repositories if repository.number not in away]
+    faults = {str(number): error.message for number, error in away.items()}
+    return {"kind": "restore-point", **point, "repositories": held, "missing": faults}
 
 
 def kept(settings: Settings) -> list[Path]:
@@ -69,7 +106,7 @@ def finish_plan(settings: Settings, keep: str) -> dict[str, Any]:
     rejected = f"{settings.data_dir}.rejected-{moment}"
     if keep == "restored":
         lines = [
-            f"rm -r {path}    # {restore.used_bytes(path) // restore.MEGABYTE} MB" for path in directories
+            f"rm -r {path}    # {planning.used_bytes(path) // planning.MEGABYTE} MB" for path in directories
         ]
     else:
         lines = [f"systemctl stop {settings.service}"] if running else []
@@ -120,7 +157,7 @@ def finish(settings: Settings, keep: str) -> dict[str, Any]:
                 restore.control(settings, "stop")
             settings.data.rename(found["rejected"])
             Path(found["directories"][-1]).rename(settings.data)
-            receipts.write(settings, restore.MARKER, {"phase": "done", "kept": ""})
+            marker.close(settings)
             begin_timeline(settings)
             restore.recover(settings)
         receipt = {**found, "time": receipts.now()}

@@ -29,6 +29,12 @@ def stamp(moment: datetime | float) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def give(path: Path) -> None:
+    """Have a path belong to postgres, whoever calls."""
+    if os.geteuid() == 0:
+        shutil.chown(path, "postgres", "postgres")
+
+
 def write(settings: Settings, name: str, content: dict[str, Any]) -> Path:
     """Write one receipt under another name and rename it, so that no reader sees half of it."""
     target = settings.state / name
@@ -36,8 +42,7 @@ def write(settings: Settings, name: str, content: dict[str, Any]) -> Path:
         json.dump(content, file, indent=2)
         file.write("\n")
         Path(file.name).chmod(0o640)
-    if os.geteuid() == 0:
-        shutil.chown(file.name, "postgres", "postgres")
+    give(Path(file.name))
     Path(file.name).replace(target)
     return target
 
@@ -60,8 +65,7 @@ def alone(settings: Settings, what: str) -> Iterator[None]:
     """
     path = settings.state / f".{what}.lock"
     with path.open("w") as handle:
-        if os.geteuid() == 0:
-            shutil.chown(path, "postgres", "postgres")
+        give(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

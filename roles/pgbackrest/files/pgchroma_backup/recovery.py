@@ -16,7 +16,7 @@ from pathlib import Path
 from . import engine
 from .errors import DAMAGED, INTERRUPTED, UNEXPECTED, BackupError
 from .settings import Settings
-from .target import lsn_number
+from .timelines import lsn_number
 
 SEGMENT = re.compile(r"^([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})$")
 WAITING = re.compile(r"waiting for WAL to become available at ([0-9A-F]+/[0-9A-F]+)")
@@ -93,7 +93,8 @@ def wait(settings: Settings, server: Server, is_running: Callable[[], bool], end
             elif stalled := "" if behind else stalled_at(settings, asked):
                 raise short(server, stalled, end, moment)
         if time.monotonic() > deadline:
-            hint = "it goes on by itself; the PostgreSQL log shows how far it is. pgbackrest_recovery_seconds is how long is waited"
+            hint = "it goes on by itself; the PostgreSQL log shows how far it is. Run the same playbook again to see its end: nothing is stopped "
+            hint += "or copied anew. pgbackrest_recovery_seconds is how long is waited"
             raise BackupError(
                 f"recovery has not ended within {settings.recovery_seconds} s", hint, INTERRUPTED
             )

@@ -1,215 +1,45 @@
-"""Restoring the cluster, or a copy beside it: the plan first, then every step of it, resumable where it stopped."""
+"""Restoring the cluster, or a copy beside it, as planned: every step of it, resumable where it stopped."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts, recovery, replicas, side, target
+from . import engine, marker, proof, receipts, recovery, side, target, wal
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
+from .planning import plan
 from .settings import Settings
-from .target import Target
-
-MARKER = "restore.json"
-MEGABYTE = 1 << 20
 
 
-def options_of(goal: Target, chosen: dict[str, Any], number: int, timeline: str) -> list[str]:
-    """Return pgBackRest's options for a target; the set and the repository are always named, so nothing is left to chance."""
-    options = [f"--repo={number}", f"--set={chosen['label']}"]
-    if goal.kind == "latest":
-        # It is promoted when it has come to the end of what the repository holds, see recovery.py.
-        options.append("--type=standby")
-    else:
-        options.append(f"--type={goal.kind}")
-        options.append("--target-action=promote")
-    if goal.kind == "time":
-        moment = datetime.fromtimestamp(goal.moment, UTC)
-        options.append(f"--target={moment.strftime('%Y-%m-%d %H:%M:%S.%f')}+00")
-    elif goal.value:
-        options.append(f"--target={goal.value}")
-    if goal.exclusive:
-        options.append("--target-exclusive")
-    # The moment a backup ended lies on its own timeline: pgBackRest refuses to be told one.
-    if goal.kind != "immediate":
-        options.append(f"--target-timeline={timeline}")
-    return options
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free space of the file system that a path is or will be on."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def used_bytes(path: Path) -> int:
-    """Return what the files below a directory take."""
-    total = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            try:
-                total += (Path(folder) / name).lstat().st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
-
-
-def unfinished(settings: Settings) -> dict[str, Any] | None:
-    """Return the marker of a restore that stopped half-way, or None."""
-    marker = receipts.read(settings, MARKER)
-    return marker if marker is not None and marker["phase"] != "done" else None
-
-
-def has_data(settings: Settings) -> bool:
-    """Whether the data directory holds a cluster that a server was ever started on; a fresh initdb is no loss."""
-    return (settings.data / "postmaster.opts").exists()
-
-
-def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return what a restore would do: commands, sizes, what is overwritten, and a text for people. Changes nothing.
+def send(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Have the repository of a planned restore hold everything until now, before anything is stopped for it; returns the plan.
 
     Raises:
-        BackupError: the target cannot be reached, there is no room, or the directory is taken.
+        BackupError: what plan() refuses, or the repository does not get the WAL and the target does not allow for that.
     """
-    goal = target.read(wanted)
-    number, info = target.choose_repository(settings, goal, lambda one: engine.information(settings, one))
-    chosen = target.choose_set(settings, info, goal, number)
-    timeline = target.choose_timeline(settings, info, goal, chosen, number)
-    options = options_of(goal, chosen, number, timeline)
-    running = engine.is_running(settings)
-    # A server that runs has been started since: what it holds now is no half-copied directory, whatever the marker says.
-    stopped = unfinished(settings) if not goal.side and not running else None
-    if goal.side:
-        side.refuse(settings, goal)
-        place = Path(goal.directory) / "data"
-        options += side.options(goal)
-    else:
-        place = settings.data
-    resumes = stopped is not None and not goal.side
-    end = target.archive_end(settings, info, chosen, number, timeline) if goal.kind == "latest" else ""
-    if resumes or (goal.overwrite and not goal.side):
-        options.append("--delta")
-    needed = 0 if goal.overwrite or resumes else chosen["info"]["size"]
-    free = free_bytes(place)
-    if needed + 64 * MEGABYTE > free:
-        hint = "make room, or restore over the present files instead of keeping them: add overwrite: true"
-        raise RefusedError(
-            f"{place} has {free // MEGABYTE} MB free, the restored cluster takes {needed // MEGABYTE} MB",
-            hint,
-        )
-    followers = replicas.refuse(settings, left=goal.replicas_left) if running and not goal.side else []
-    kept = ""
-    if not goal.side:
-        kept = stopped["kept"] if stopped is not None else aside(settings, goal)
-    found = {
-        "kind": "restore-plan",
-        "target": str(goal),
-        "repository": number,
-        "set": chosen["label"],
-        "set_ended": receipts.stamp(chosen["timestamp"]["stop"]),
-        "timeline": timeline,
-        "until": end,
-        "bytes": chosen["info"]["size"],
-        "free_bytes": free,
-        "directory": str(place),
-        "side": goal.side,
-        "overwrite": goal.overwrite,
-        "running": running and not goal.side,
-        "replicas_left": followers,
-        "resumes": resumes,
-        "kept": kept,
-        "command": engine.command_line(settings, "restore", *options),
-    }
-    found["text"] = text_of(settings, goal, found)
-    return found
+    found = plan(settings, wanted)
+    return flushed(settings, wanted, found) if found["flushes"] else found
 
 
-def aside(settings: Settings, goal: Target) -> str:
-    """Return where the present data directory goes, or the empty string when it is not kept."""
-    if goal.overwrite or not has_data(settings):
-        return ""
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return f"{settings.data_dir}.before-restore-{moment}"
+def flushed(settings: Settings, wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Send the running server's WAL away and return the plan anew: with it came the end of the archive, maybe a timeline.
 
-
-def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
-    """Return the plan for people."""
-    size, free = found["bytes"] // MEGABYTE, found["free_bytes"] // MEGABYTE
-    lines = [
-        f"Restore {settings.stanza} to {found['target']}",
-        f"  from       {settings.repository(found['repository'])}",
-        f"  backup     {found['set']}, ended {found['set_ended']}, {size} MB; timeline {found['timeline']}",
-        f"  into       {found['directory']} ({free} MB free)",
-    ]
-    if found["until"]:
-        lines.insert(3, f"  WAL        up to {found['until']}, the last that the repository holds")
-    if goal.side:
-        lines.append(
-            f"  beside     the cluster: port {goal.port}, socket only, archiving off; {settings.data_dir} is not touched"
-        )
-    elif found["resumes"]:
-        lines.append("  resumes    a restore that stopped half-way")
-        lines.append(f"  kept       {found['kept'] or 'nothing: there was no cluster before it'}")
-    elif found["kept"]:
-        taken = used_bytes(settings.data) // MEGABYTE
-        lines.append(
-            f"  moved away {settings.data_dir} ({taken} MB) to {found['kept']}; playbooks/restore_finish.yml removes it or puts it back"
-        )
-    elif goal.overwrite:
-        lines.append(f"  OVERWRITES {settings.data_dir}: what it holds now is lost")
-    else:
-        lines.append(f"  replaces   {settings.data_dir}, which no server was ever started on")
-    lines += [f"  left behind {entry}: make it anew afterwards" for entry in found["replicas_left"]]
-    if not goal.side:
-        lines.append(
-            "  tokens     revoked since that moment are good again, those made since are unknown: pgchroma-admin token list --revoked"
-        )
-    lines.append("Commands:")
-    if not goal.side:
-        lines.append(
-            f"  systemctl stop {settings.service}"
-            if found["running"]
-            else f"  ({settings.service} does not run)"
-        )
-        if found["kept"] and not found["resumes"]:
-            lines.append(f"  mv {settings.data_dir} {found['kept']}")
-    lines.append("  " + " ".join(quoted(word) for word in found["command"]))
-    lines.append(
-        f"  systemctl start {settings.service}" if not goal.side else side.start_line(settings, goal)
-    )
-    return "\n".join(lines)
-
-
-def quoted(word: str) -> str:
-    """Return a word as a shell would need it."""
-    return word if re.fullmatch(r"[\w@%+=:,./-]+", word) else "'" + word.replace("'", "'\\''") + "'"
-
-
-def flush(settings: Settings) -> None:
-    """Have the running server commit something and send all of its WAL away, so that every moment until now can be reached.
-
-    A target time is only recognised by a later commit; without this one an idle hour could not be restored to.
+    Raises:
+        BackupError: the repository does not get it, and neither does the target allow for that nor is it a copy beside the cluster.
     """
-    engine.query(settings, "SELECT pg_current_xact_id()")
-    name = engine.query(settings, "SELECT pg_walfile_name(pg_switch_wal())")[0]
-    deadline = time.monotonic() + settings.archive_wait_seconds
-    statement = "SELECT coalesce(last_archived_wal, '') >= :'name' FROM pg_stat_archiver"
-    while engine.query(settings, statement, name=name)[0] != "t":
-        if time.monotonic() > deadline:
-            detail = f"{name} was not archived within {settings.archive_wait_seconds} s; what was written last could not be restored"
-            raise BackupError(
-                detail, "the PostgreSQL log says why archive_command fails. Nothing was stopped", UNEXPECTED
-            )
-        time.sleep(0.2)
+    try:
+        wal.flush(settings, found["repository"])
+    except BackupError as error:
+        goal = target.read(wanted)
+        if not goal.unarchived_lost and not goal.side:
+            raise
+        return {**found, "unarchived": error.message}
+    return {**plan(settings, wanted), "unarchived": ""}
 
 
-def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, start: bool = True) -> dict[str, Any]:
+def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, Any]:
     """Carry out a restore and return its receipt. With ``stop`` a running server is stopped first.
 
     Raises:
@@ -220,46 +50,54 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, start: bool =
         found = plan(settings, wanted)
         started = time.time()
         if found["side"]:
+            found = flushed(settings, wanted, found) if found["flushes"] else found
             return side.run(settings, target.read(wanted), found)
-        running = found["running"]
-        if running and not stop:
-            hint = "playbooks/restore.yml stops it in order; or restore beside it, with directory and port"
-            raise RefusedError(
-                f"PostgreSQL runs on {settings.data_dir}; a restore would take its files away", hint
-            )
-        if running:
-            flush(settings)
-            found = {**found, "until": plan(settings, wanted)["until"]}
-            control(settings, "stop")
-        prepare(settings, found)
-        marker = {
-            "phase": "copying",
-            "kept": found["kept"],
-            "target": found["target"],
-            "started": receipts.stamp(started),
-        }
-        receipts.write(settings, MARKER, marker)
-        copy(found)
+        left = marker.read(settings) if found["resumes"] else None
+        began = left["started"] if left is not None else receipts.stamp(started)
+        if not found["ends"]:
+            found = fill(settings, wanted, found, stop=stop, began=began)
+            marker.write(settings, marker.RECOVERING, wanted, found, began)
         copied = time.time()
-        receipts.write(settings, MARKER, {**marker, "phase": "recovering"})
-        if start:
-            recover(settings, found["until"])
-        receipts.write(settings, MARKER, {**marker, "phase": "done"})
+        recover(settings, found["until"])
+        marker.close(settings)
+        now = engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")
         receipt = {
             **found,
             "kind": "restore",
-            "result": "ok",
-            "started": receipts.stamp(started),
-            "finished": receipts.now(),
+            "started": began,
+            "copy_seconds": round(copied - started, 1),
+            "seconds": round(time.time() - started, 1),
+            "timeline_now": int(now[0]),
         }
-        receipt["copy_seconds"] = round(copied - started, 1)
-        receipt["seconds"] = round(time.time() - started, 1)
-        if start:
-            receipt["timeline_now"] = int(
-                engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")[0]
-            )
-        receipts.write(settings, f"restore-{receipt['finished'].replace(':', '')}.json", receipt)
-        return receipt
+        goal = target.read(wanted)
+        return proof.keep(settings, receipt, lambda: proof.own(settings, goal))
+
+
+def fill(
+    settings: Settings, wanted: dict[str, Any], found: dict[str, Any], *, stop: bool, began: str
+) -> dict[str, Any]:
+    """Have the backup's files in the data directory, the server stopped; returns the plan as it was carried out.
+
+    Raises:
+        RefusedError: the server runs and may not be stopped; nothing was changed.
+        BackupError: a step failed; the same command goes on from there.
+    """
+    if found["running"] and not stop:
+        hint = "playbooks/restore.yml stops it in order; or restore beside it, with directory and port"
+        raise RefusedError(
+            f"PostgreSQL runs on {settings.data_dir}; a restore would take its files away", hint
+        )
+    if found["flushes"]:
+        found = flushed(settings, wanted, found)
+    if found["running"]:
+        control(settings, "stop")
+    if found["moves"]:
+        # Before it is done: a run that is killed now must not lose where the former data directory is.
+        marker.write(settings, marker.MOVING, wanted, found, began)
+        make_way(settings, found)
+    marker.write(settings, marker.COPYING, wanted, found, began)
+    copy(found)
+    return found
 
 
 def control(settings: Settings, verb: str) -> None:
@@ -276,11 +114,9 @@ def control(settings: Settings, verb: str) -> None:
         )
 
 
-def prepare(settings: Settings, found: dict[str, Any]) -> None:
-    """Move the present data directory away and make an empty one, unless its files are to be used."""
-    if found["resumes"] or found["overwrite"]:
-        return
-    if found["kept"]:
+def make_way(settings: Settings, found: dict[str, Any]) -> None:
+    """Move the present data directory away and make an empty one; a run that was killed in the middle of that has left a part to do."""
+    if found["kept"] and not Path(found["kept"]).exists():
         settings.data.rename(found["kept"])
     elif settings.data.exists():
         shutil.rmtree(settings.data)
@@ -316,8 +152,9 @@ def recover(settings: Settings, end: str = "") -> None:
         raise recovery.reason(server, error) from error
     try:
         recovery.wait(settings, server, lambda: engine.is_running(settings), end)
-    except BackupError:
-        if end and engine.is_running(settings):
-            # It serves nothing but reads as it stands, and would go on trying; the next run starts it again.
+    except BackupError as error:
+        # What only takes longer goes on, and the next run sees its end. Else it serves nothing but reads as it stands, and would go on
+        # trying in vain.
+        if end and error.code != INTERRUPTED and engine.is_running(settings):
             control(settings, "stop")
         raise

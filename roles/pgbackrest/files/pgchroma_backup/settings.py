@@ -60,17 +60,25 @@ class Settings:
         """The cluster's data directory."""
         return Path(self.data_dir)
 
+    def named(self, wanted: str) -> Repository:
+        """Return a repository by its number or name.
+
+        Raises:
+            BackupError: there is none.
+        """
+        for repository in self.repositories:
+            if wanted in (str(repository.number), repository.name):
+                return repository
+        known = ", ".join(str(repository) for repository in self.repositories)
+        raise BackupError(f"there is no repository {wanted}", f"choose one of {known}", CONFIGURATION)
+
     def repository(self, number: int) -> Repository:
         """Return a repository by its number.
 
         Raises:
             BackupError: there is none of that number.
         """
-        for repository in self.repositories:
-            if repository.number == number:
-                return repository
-        known = ", ".join(str(repository) for repository in self.repositories)
-        raise BackupError(f"there is no repository {number}", f"choose one of {known}", CONFIGURATION)
+        return self.named(str(number))
 
 
 def read(path: Path = FILE) -> Settings:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import engine, receipts, recovery
+from . import engine, proof, receipts, recovery
 from .errors import UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target
@@ -50,12 +50,20 @@ def refuse(settings: Settings, goal: Target) -> None:
         )
 
 
-def options(goal: Target) -> list[str]:
-    """Return what keeps the copy apart: its own directory, tablespaces within it, and archiving off."""
+def options(settings: Settings, goal: Target) -> list[str]:
+    """Return what keeps the copy apart: its own directory, tablespaces within it, archiving off, locks and a spool of its own.
+
+    With those of the cluster its fetching of WAL and the cluster's sending would wait for each other, and a drill for a restore.
+    """
+    place = goal.directory
+    apart = [f"--pg1-path={place}/data", f"--lock-path={place}/lock"]
+    fetch = ["pgbackrest", f"--config={settings.config}", f"--stanza={settings.stanza}", *apart]
+    fetch += [f"--spool-path={place}/spool", "archive-get", "%f", '"%p"']
     return [
-        f"--pg1-path={goal.directory}/data",
-        f"--tablespace-map-all={goal.directory}/tablespaces",
+        *apart,
+        f"--tablespace-map-all={place}/tablespaces",
         "--archive-mode=off",
+        f"--recovery-option=restore_command={' '.join(fetch)}",
     ]
 
 
@@ -82,7 +90,7 @@ def make_room(place: Path) -> None:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     (place / MARKER).touch()
-    for name in ("data", "socket", "tablespaces"):
+    for name in ("data", "lock", "socket", "spool", "tablespaces"):
         (place / name).mkdir(mode=0o700)
     for path in (place, *place.iterdir()):
         own(path)
@@ -225,19 +233,20 @@ def copy(settings: Settings, place: Path, port: int, found: dict[str, Any]) -> N
 
 
 def run(settings: Settings, goal: Target, found: dict[str, Any]) -> dict[str, Any]:
-    """Restore beside the cluster and leave the copy running; returns the receipt with how to reach and to remove it."""
+    """Restore beside the cluster, prove the copy and leave it running; returns the receipt with how to reach and to remove it.
+
+    Raises:
+        BackupError: the restore failed, or the copy is not what was backed up.
+    """
     started = time.time()
     place = Path(goal.directory)
     copy(settings, place, goal.port, found)
     receipt = {
         **found,
         "kind": "restore",
-        "result": "ok",
         "started": receipts.stamp(started),
-        "finished": receipts.now(),
         "seconds": round(time.time() - started, 1),
         "reach": f"psql -h {place}/socket -p {goal.port} -U postgres {settings.database}",
         "remove": stop_line(settings, goal.directory),
     }
-    receipts.write(settings, f"restore-{receipt['finished'].replace(':', '')}.json", receipt)
-    return receipt
+    return proof.keep(settings, receipt, lambda: proof.side(settings, goal, place))

@@ -10,6 +10,7 @@ from . import backup, engine, receipts
 from .errors import BackupError, DamagedError
 from .settings import Repository, Settings
 
+MEGABYTE = 1 << 20
 BAD = re.compile(r"(missing|checksum invalid|size invalid|other): (\d+)")
 
 
@@ -33,6 +34,29 @@ def problems(text: str) -> list[str]:
     return found
 
 
+def options_of(repository: Repository) -> tuple[str, ...]:
+    """Return the options with which pgBackRest tells of every file."""
+    return (f"--repo={repository.number}", "--output=text", "--verbose", "--log-level-console=warn")
+
+
+def plan(settings: Settings, numbers: list[int]) -> dict[str, Any]:
+    """Return what a verification would read, and a text for people; one that cannot be read is shown as such. Changes nothing."""
+    chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
+    lines, total = [], 0
+    for repository in chosen:
+        try:
+            held = backup.labels(settings, repository)
+        except BackupError as error:
+            lines.append(f"CANNOT BE READ: {error.message}")
+            continue
+        stored = sum(backup.stored_bytes(entry) for entry in held)
+        total += stored
+        command = engine.command_line(settings, "verify", *options_of(repository))
+        lines.append(f"Read all of {repository}: {len(held)} backups, {stored // MEGABYTE} MB, and its WAL")
+        lines.append(f"  {' '.join(command)}")
+    return {"kind": "verify-plan", "bytes": total, "text": "\n".join(lines)}
+
+
 def verify(settings: Settings, repository: Repository) -> dict[str, Any]:
     """Verify one repository and return its result, damage included.
 
@@ -41,8 +65,7 @@ def verify(settings: Settings, repository: Repository) -> dict[str, Any]:
     """
     started = time.time()
     backup.labels(settings, repository)
-    options = (f"--repo={repository.number}", "--output=text", "--verbose", "--log-level-console=warn")
-    text = engine.pgbackrest(settings, f"verifying {repository}", "verify", *options)
+    text = engine.pgbackrest(settings, f"verifying {repository}", "verify", *options_of(repository))
     found = problems(text)
     return {
         "repository": repository.number,
@@ -84,9 +107,10 @@ def run(settings: Settings, numbers: list[int]) -> dict[str, Any]:
     }
     receipts.write(settings, "verify.json", receipt)
     bad = [f"{settings.repository(e['repository'])}: {problem}" for e in results for problem in e["problems"]]
-    if errors:
-        raise BackupError("\n".join(bad), errors[0].hint, errors[0].code)
+    hint = "Sets that need a damaged file cannot be restored: take a full backup now, and keep another repository until it is proven"
     if bad:
-        hint = "Sets that need a damaged file cannot be restored: take a full backup now, and keep another repository until it is proven"
-        raise DamagedError("\n".join(bad), hint)
+        error = errors[0] if errors else DamagedError("", hint)
+        told = BackupError("\n".join(bad), error.hint, error.code)
+        told.receipt = receipt
+        raise told
     return receipt

@@ -1,0 +1,41 @@
+"""What tells of a restore that has not ended: how far it came, and what the same command is to make of it when it is run again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import receipts, target
+from .errors import BackupError
+from .settings import Settings
+from .target import Target
+
+NAME = "restore.json"
+# The former data directory is moved away; files are copied; the server replays WAL.
+MOVING, COPYING, RECOVERING, DONE = "moving", "copying", "recovering", "done"
+
+
+def read(settings: Settings) -> dict[str, Any] | None:
+    """Return the marker of a restore that stopped half-way, or None."""
+    found = receipts.read(settings, NAME)
+    return found if found is not None and found["phase"] != DONE else None
+
+
+def write(settings: Settings, phase: str, wanted: dict[str, Any], found: dict[str, Any], began: str) -> None:
+    """Say how far a restore has come; ``found`` is its plan, ``began`` when the first run of it did."""
+    content = {"phase": phase, "kept": found["kept"], "target": found["target"], "started": began}
+    receipts.write(settings, NAME, {**content, "wanted": wanted, "plan": found})
+
+
+def close(settings: Settings) -> None:
+    """Say that no restore is under way."""
+    receipts.write(settings, NAME, {"phase": DONE, "kept": ""})
+
+
+def is_of(found: dict[str, Any], goal: Target) -> bool:
+    """Whether a marker is of a restore to this target."""
+    try:
+        other = target.read(found["wanted"])
+    except (KeyError, BackupError):
+        return False
+    where = ("kind", "value", "set", "timeline", "repository", "exclusive")
+    return all(getattr(other, name) == getattr(goal, name) for name in where)

@@ -1,0 +1,321 @@
+"""What a restore would do: where from, into what, what is overwritten, in which commands; nothing is changed here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import engine, marker, receipts, recovery, replicas, side, target
+from .errors import RefusedError
+from .settings import Settings
+from .target import Target, Way
+from .timelines import lsn_number
+
+MEGABYTE = 1 << 20
+
+
+def options_of(goal: Target, way: Way, number: int) -> list[str]:
+    """Return pgBackRest's options for a target; set, repository and timeline are always named, so nothing is left to chance."""
+    options = [f"--repo={number}", f"--set={way.backup['label']}"]
+    if goal.kind == "latest":
+        # It is promoted when it has come to the end of what the repository holds, see recovery.py.
+        options.append("--type=standby")
+    else:
+        options.append(f"--type={goal.kind}")
+        options.append("--target-action=promote")
+    if goal.kind == "time":
+        moment = datetime.fromtimestamp(goal.moment, UTC)
+        options.append(f"--target={moment.strftime('%Y-%m-%d %H:%M:%S.%f')}+00")
+    elif goal.value:
+        options.append(f"--target={goal.value}")
+    if goal.exclusive:
+        options.append("--target-exclusive")
+    # The moment a backup ended lies on its own timeline: pgBackRest refuses to be told one.
+    if goal.kind != "immediate":
+        options.append(f"--target-timeline={way.option}")
+    return options
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space of the file system that a path is or will be on."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def used_bytes(path: Path) -> int:
+    """Return what the files below a directory take."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            try:
+                total += (Path(folder) / name).lstat().st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def has_data(settings: Settings) -> bool:
+    """Whether the data directory holds a cluster that a server was ever started on; a fresh initdb is no loss."""
+    return (settings.data / "postmaster.opts").exists()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a restore finds the cluster: whether its server runs, whether it replays WAL, and what an interrupted restore has left."""
+
+    running: bool
+    replaying: bool
+    left: dict[str, Any] | None
+
+    @property
+    def serving(self) -> bool:
+        """Whether the server takes writes, whose WAL is to be sent away."""
+        return self.running and not self.replaying
+
+    @property
+    def resumed(self) -> dict[str, Any] | None:
+        """The marker of the restore that is gone on with.
+
+        A server that serves has been started since: what it holds now is no half-copied directory, whatever the marker says.
+        """
+        return None if self.serving else self.left
+
+    @property
+    def ends(self) -> bool:
+        """Whether only the end of the replay is missing, or was not seen."""
+        return self.running and self.left is not None and self.left["phase"] == marker.RECOVERING
+
+    @property
+    def moves(self) -> bool:
+        """Whether the data directory is still the former one, or nothing was put into the new one yet."""
+        return self.resumed is None or self.resumed["phase"] == marker.MOVING
+
+
+def condition(settings: Settings) -> Condition:
+    """Look at the cluster.
+
+    Raises:
+        RefusedError: its server replays WAL, and no restore of this command began that.
+    """
+    running = engine.is_running(settings)
+    found = Condition(running, running and engine.is_in_recovery(settings), marker.read(settings))
+    if found.replaying and not found.ends:
+        raise RefusedError(
+            f"PostgreSQL on {settings.data_dir} replays WAL, or takes no connections yet, and no restore of this command began that",
+            f"wait until it has ended; or stop it (systemctl stop {settings.service}) and run this again: what it has not archived is "
+            "left behind then",
+        )
+    return found
+
+
+def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return what a restore would do: commands, sizes, what is overwritten, and a text for people. Changes nothing.
+
+    Raises:
+        BackupError: the target cannot be reached, there is no room, or the directory is taken.
+    """
+    goal = target.read(wanted)
+    if goal.side:
+        side.refuse(settings, goal)
+        found = {**base(settings, goal), **beside(settings, goal)}
+        found["command"] += side.options(settings, goal)
+    else:
+        now = condition(settings)
+        if now.left is not None and now.ends and marker.is_of(now.left, goal):
+            return ending(settings, now.left)
+        found = {**base(settings, goal), **in_place(settings, goal, now)}
+        found["command"] += ["--delta"] if goal.overwrite or not now.moves else []
+    refuse_full(found, 0 if goal.overwrite or not found["fresh"] else found["bytes"])
+    found["command"] = engine.command_line(settings, "restore", *found["command"])
+    found["behind"] = own_timeline(settings) if found["flushes"] and goal.kind == "latest" else 0
+    found["text"] = text_of(settings, goal, found)
+    return found
+
+
+def base(settings: Settings, goal: Target) -> dict[str, Any]:
+    """Return what a plan says of where the files come from; its command is pgBackRest's options so far."""
+    number, info = target.choose_repository(settings, goal, lambda one: engine.information(settings, one))
+    way = target.choose(settings, info, goal, number)
+    if goal.kind == "lsn":
+        refuse_beyond(settings, goal, way)
+    return {
+        "kind": "restore-plan",
+        "target": str(goal),
+        "repository": number,
+        "set": way.backup["label"],
+        "set_ended": receipts.stamp(way.backup["timestamp"]["stop"]),
+        "timeline": way.line.number,
+        "until": way.end if goal.kind == "latest" else "",
+        "bytes": way.backup["info"]["size"],
+        "side": goal.side,
+        "overwrite": goal.overwrite,
+        "command": options_of(goal, way, number),
+    }
+
+
+def own_timeline(settings: Settings) -> int:
+    """Return the timeline that the running server writes on."""
+    return int(engine.query(settings, "SELECT pg_walfile_name(pg_current_wal_lsn())")[0][:8], 16)
+
+
+def beside(settings: Settings, goal: Target) -> dict[str, Any]:
+    """Return what a plan says of a copy, which concerns nothing that is there; a cluster that runs here sends its WAL for it."""
+    place = Path(goal.directory) / "data"
+    nothing = dict.fromkeys(("running", "resumes", "moves", "ends"), False)
+    serving = engine.is_running(settings) and not engine.is_in_recovery(settings)
+    return {
+        "directory": str(place),
+        "free_bytes": free_bytes(place),
+        "replicas_left": [],
+        "flushes": serving,
+        "kept": "",
+        "fresh": True,
+        **nothing,
+    }
+
+
+def in_place(settings: Settings, goal: Target, now: Condition) -> dict[str, Any]:
+    """Return what a plan says of the cluster itself.
+
+    Raises:
+        RefusedError: replicas follow it, and nobody said that they are left behind.
+    """
+    kept = aside(settings, goal) if now.resumed is None else str(now.resumed["kept"])
+    if now.resumed is not None and goal.overwrite and not Path(kept).exists():
+        kept = ""
+    return {
+        "directory": settings.data_dir,
+        "free_bytes": free_bytes(settings.data),
+        "running": now.running,
+        "flushes": now.serving,
+        "replicas_left": replicas.refuse(settings, left=goal.replicas_left) if now.serving else [],
+        "resumes": now.resumed is not None,
+        "moves": now.moves and not goal.overwrite,
+        "ends": False,
+        "kept": kept,
+        "fresh": now.moves,
+    }
+
+
+def refuse_full(found: dict[str, Any], needed: int) -> None:
+    """Refuse a file system without room for the files.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    if needed + 64 * MEGABYTE > found["free_bytes"]:
+        raise RefusedError(
+            f"{found['directory']} has {found['free_bytes'] // MEGABYTE} MB free, the restored cluster takes {needed // MEGABYTE} MB",
+            "make room, or restore over the present files instead of keeping them: add overwrite: true",
+        )
+
+
+def refuse_beyond(settings: Settings, goal: Target, way: Way) -> None:
+    """Refuse an LSN that the timeline has not come to.
+
+    Raises:
+        RefusedError: it lies after the end of what the repository holds of the timeline, or of what the running server has written on it.
+    """
+    end = ""
+    if engine.is_running(settings) and not engine.is_in_recovery(settings):
+        now, name = engine.query(
+            settings, "SELECT pg_current_wal_lsn(), pg_walfile_name(pg_current_wal_lsn())"
+        )[0].split("\t")
+        end = now if int(name[:8], 16) == way.line.number else ""
+    # On a bare host nothing tells how large a segment is: there recovery finds out, and resumes.
+    if not end and (settings.data / "global/pg_control").exists():
+        end = way.end
+    if end and lsn_number(goal.value) > recovery.must_pass(settings, recovery.own_server(settings), end):
+        raise RefusedError(
+            f"{goal} lies after the end of timeline {way.line.number}, which has come to {end}",
+            "give an LSN before that, or latest",
+        )
+
+
+def ending(settings: Settings, left: dict[str, Any]) -> dict[str, Any]:
+    """Return the plan of seeing a restore to its end whose files are in place and whose server runs: there is only to be waited."""
+    found = {**left["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False, "running": True}
+    kept = found["kept"] or "nothing: there was no cluster before it"
+    lines = [
+        f"Restore {settings.stanza} to {found['target']}",
+        f"  ends       the restore that began at {left['started']} and was interrupted while WAL was replayed: its files are in place",
+        f"  backup     {found['set']}, ended {found['set_ended']}; timeline {found['timeline']}",
+        f"  kept       {kept}",
+        "To restore anew, run it once more when this has ended.",
+        "Commands:",
+        f"  ({settings.service} runs: nothing is stopped, moved or copied; it is waited for)",
+    ]
+    return {**found, "text": "\n".join(lines)}
+
+
+def aside(settings: Settings, goal: Target) -> str:
+    """Return where the present data directory goes, or the empty string when it is not kept."""
+    if goal.overwrite or not has_data(settings):
+        return ""
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{settings.data_dir}.before-restore-{moment}"
+
+
+def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
+    """Return the plan for people."""
+    size, free = found["bytes"] // MEGABYTE, found["free_bytes"] // MEGABYTE
+    lines = [
+        f"Restore {settings.stanza} to {found['target']}",
+        f"  from       {settings.repository(found['repository'])}",
+        f"  backup     {found['set']}, ended {found['set_ended']}, {size} MB; timeline {found['timeline']}",
+        f"  into       {found['directory']} ({free} MB free)",
+    ]
+    if found["until"]:
+        lines.insert(3, f"  WAL        up to {found['until']}, the last that the repository holds")
+    if found["behind"] > found["timeline"]:
+        lines.append(
+            f"  but        the cluster is on timeline {found['behind']} since it was last restored: that is sent first, and set and end are chosen anew"
+        )
+    if goal.side:
+        lines.append(
+            f"  beside     the cluster: port {goal.port}, socket only, archiving off; {settings.data_dir} is not touched"
+        )
+    elif found["resumes"]:
+        lines.append("  resumes    a restore that stopped half-way")
+        lines.append(f"  kept       {found['kept'] or 'nothing: there was no cluster before it'}")
+    elif found["kept"]:
+        taken = used_bytes(settings.data) // MEGABYTE
+        lines.append(
+            f"  moved away {settings.data_dir} ({taken} MB) to {found['kept']}; playbooks/restore_finish.yml removes it or puts it back"
+        )
+    elif goal.overwrite:
+        lines.append(f"  OVERWRITES {settings.data_dir}: what it holds now is lost")
+    else:
+        lines.append(f"  replaces   {settings.data_dir}, which no server was ever started on")
+    if found["flushes"] and goal.unarchived_lost:
+        lines.append(f"  LEFT       what {settings.repository(found['repository'])} does not take")
+    lines += [f"  left behind {entry}: make it anew afterwards" for entry in found["replicas_left"]]
+    if not goal.side:
+        lines.append(
+            "  tokens     revoked since that moment are good again, those made since are unknown: pgchroma-admin token list --revoked"
+        )
+    lines.append("Commands:")
+    if not goal.side:
+        lines.append(
+            f"  systemctl stop {settings.service}"
+            if found["running"]
+            else f"  ({settings.service} does not run)"
+        )
+        if found["kept"] and found["moves"]:
+            lines.append(f"  mv {settings.data_dir} {found['kept']}")
+    lines.append("  " + " ".join(quoted(word) for word in found["command"]))
+    lines.append(
+        f"  systemctl start {settings.service}" if not goal.side else side.start_line(settings, goal)
+    )
+    return "\n".join(lines)
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell would need it."""
+    return word if re.fullmatch(r"[\w@%+=:,./-]+", word) else "'" + word.replace("'", "'\\''") + "'"
