@@ -305,7 +305,7 @@ def test_what_is_about_to_be_done_is_said_and_a_check_leaves_it_at_that(
     cluster: Cluster, playbook: Playbook, tmp_path: Path
 ) -> None:
     drilled = cluster.receipt("drill.json")
-    done = playbook("restore_drill.yml", "--check")
+    done = playbook("restore_drill.yml", "--check", restore_drill_repository=1)
     assert done.returncode == 0, done.stdout
     assert f"--set={cluster.newest(1)}" in done.stdout
     assert "MB free" in done.stdout
