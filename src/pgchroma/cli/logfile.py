@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pgchroma import output
 from pgchroma.errors import ConfigurationError, PgchromaError
 from pgchroma.exit_codes import ExitCode
 
@@ -50,8 +51,9 @@ log_file = click.option(
 )
 
 
-def log_result(found: Mapping[str, object]) -> None:
-    """Note a command's verdict."""
+def conclude(found: Mapping[str, object], fmt: output.Format, text: output.TextRenderer) -> None:
+    """Write a command's result, and note its verdict in the log."""
+    output.emit(found, fmt, text)
     logger.info("ended: %s", ", ".join(f"{key} {found[key]}" for key in _VERDICT if key in found) or "ok")
 
 

@@ -12,7 +12,7 @@ import click
 from pgchroma import output
 from pgchroma.cli import migrate_options as shared
 from pgchroma.cli import migrate_text as texts
-from pgchroma.cli.logfile import log_file, log_result
+from pgchroma.cli.logfile import conclude, log_file
 from pgchroma.cli.migrate_more import MORE
 from pgchroma.cli.migrate_options import Given
 from pgchroma.cli.migrate_places import both, opened_sink
@@ -101,8 +101,7 @@ def plan(source: str, fmt: output.Format, **given: Any) -> None:
         return made.as_json(settings.policies, limits, kind), refusal
 
     found, refusal = shared.carry_out(work())
-    output.emit(found, fmt, texts.plan(found))
-    log_result(found)
+    conclude(found, fmt, texts.plan(found))
     if refusal:
         raise refusal
 
@@ -134,18 +133,11 @@ def run(
     A collection that exists in the target and holds records is refused.
     """
     found = start_run(source, shared.target_of(given), receipt_path, since, dry_run, given)
-    output.emit(found, fmt, texts.plan(found) if dry_run else texts.result(found))
-    log_result(found)
+    conclude(found, fmt, texts.plan(found) if dry_run else texts.result(found))
 
 
 @migrate.command()
-@click.argument("named", metavar="[SOURCE] TARGET", nargs=-1)
-@click.option(
-    "--from",
-    "source",
-    help="The same as SOURCE. Default: the database of --database-url.",
-)
-@click.option("--to", "target", help="The same as TARGET.")
+@shared.export_places
 @database_options
 @shared.source_access
 @shared.selection_options
@@ -173,14 +165,11 @@ def export(
     **given: Any,
 ) -> None:
     """Write the database, or SOURCE, to TARGET, e.g. FILE.jsonl.zst, DIR.parquet or a Chroma folder, and prove it."""
-    *before, goal = (*named, target) if target else named or (None,)
-    if goal is None or len(before) + bool(source) > 1:
-        raise click.UsageError("name [SOURCE] TARGET, by their places or by --from and --to")
+    origin, goal = shared.exported(named, source, target)
     given["target"] = None
-    origin = source or (before[0] if before else shared.target_of(given).text)
+    origin = origin or shared.target_of(given).text
     found = start_run(origin, shared.place_of(goal, "target", given), receipt_path, since, dry_run, given)
-    output.emit(found, fmt, texts.plan(found) if dry_run else texts.result(found))
-    log_result(found)
+    conclude(found, fmt, texts.plan(found) if dry_run else texts.result(found))
 
 
 def start_run(
@@ -329,8 +318,7 @@ def resume(
     # Where the source is is known only later; a process that turns out to be of no use costs next to nothing.
     with shared.reading_process(None, target) as second:
         found = shared.carry_out(work(second))
-    output.emit(found, fmt, texts.result(found))
-    log_result(found)
+    conclude(found, fmt, texts.result(found))
 
 
 @migrate.command()

@@ -13,7 +13,7 @@ import click
 from pgchroma import output
 from pgchroma.cli import migrate_options as shared
 from pgchroma.cli import migrate_text as texts
-from pgchroma.cli.logfile import log_file, log_result
+from pgchroma.cli.logfile import conclude, log_file
 from pgchroma.cli.migrate_options import Given
 from pgchroma.cli.options import database_options, format_option, required_url, run_id, work_folder
 from pgchroma.cli.tables import tables
@@ -175,8 +175,7 @@ def verify(
     # What the other side is turns out later; a process that turns out to be of no use costs next to nothing.
     with second_process() as process:
         found = shared.carry_out(in_thread(process))
-    output.emit(found, fmt, texts.comparison(found))
-    log_result(found)
+    conclude(found, fmt, texts.comparison(found))
     if found["result"] != "equal":
         different = [item["collection"] for item in found["collections"] if not item["equal"]]
         raise VerificationError(
@@ -333,8 +332,7 @@ def cleanup(
     note = receipt_path.with_suffix(".cleanup.json")
     cleanups.carry_out(prepared, note)
     done = {**told, "removed": True, "note": str(note)}
-    output.emit(done, fmt, texts.cleanup(told, done=True))
-    log_result(done)
+    conclude(done, fmt, texts.cleanup(told, done=True))
 
 
 def _require_target(receipt: Json, given: dict[str, Any], *, equal: bool) -> None:

@@ -115,6 +115,11 @@ policy_options = _together(
         help="Short for vector-missing, vector-not-finite and vector-dimension =quarantine.",
     ),
 )
+export_places = _together(
+    click.argument("named", metavar="[SOURCE] TARGET", nargs=-1),
+    click.option("--from", "source", help="The same as SOURCE. Default: the database of --database-url."),
+    click.option("--to", "target", help="The same as TARGET."),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,14 @@ def target_of(given: dict[str, Any]) -> Place:
         required_url(given.get("database_url")),
         password_file=_password("target", given),
     )
+
+
+def exported(named: tuple[str, ...], source: str | None, target: str | None) -> tuple[str | None, str]:
+    """Return what an export is told to read, if anything, and to write, in whichever way they are named."""
+    *before, goal = (*named, target) if target else named or (None,)
+    if goal is None or len(before) + bool(source) > 1:
+        raise click.UsageError("name [SOURCE] TARGET, by their places or by --from and --to")
+    return source or (before[0] if before else None), goal
 
 
 def reading_process(

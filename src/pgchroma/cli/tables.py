@@ -9,7 +9,7 @@ import click
 
 from pgchroma import output
 from pgchroma.cli import tables_text as texts
-from pgchroma.cli.logfile import log_file, log_result, logger
+from pgchroma.cli.logfile import conclude, log_file, logger
 from pgchroma.cli.options import (
     database_options,
     format_option,
@@ -129,8 +129,7 @@ def plan(
         if database_url:
             with runner.connect(database_url, database_password_file) as connection:
                 runner.require_targets(connection, found.mapping)
-    output.emit(data, fmt, texts.plan(data))
-    log_result(data)
+    conclude(data, fmt, texts.plan(data))
 
 
 def _write_mapping(path: Path, source: Path, found: Suggestion) -> None:
@@ -190,8 +189,7 @@ def run(
                     runner.require_targets(connection, found.mapping)
                     data = {**_planned(database, found), "dry_run": True}
                     require_fitting(inspect(database, found.mapping))
-                    output.emit(data, fmt, texts.plan(data))
-                    log_result(data)
+                    conclude(data, fmt, texts.plan(data))
                     return
                 # Asked before the tables are made; of the default it is a folder that counts.
                 receipts.require_writable(receipt_path or runner.default_receipt(UUID(int=0)))
@@ -203,8 +201,7 @@ def run(
                 result = runner.carry_out(connection, database, begun, shown, receipt_path, findings, second)
     except KeyboardInterrupt as error:
         raise _interrupted() from error
-    output.emit(result.content, fmt, texts.result(result.content))
-    log_result(result.content)
+    conclude(result.content, fmt, texts.result(result.content))
     runner.require_equal(result.content)
 
 
@@ -251,8 +248,7 @@ def resume(
                 result = runner.carry_out(connection, database, begun, shown, receipt_path, second=second)
     except KeyboardInterrupt as error:
         raise _interrupted() from error
-    output.emit(result.content, fmt, texts.result(result.content))
-    log_result(result.content)
+    conclude(result.content, fmt, texts.result(result.content))
     runner.require_equal(result.content)
 
 
@@ -322,6 +318,5 @@ def verify(
         display() as shown,
     ):
         found = runner.verify(connection, database, receipt, shown)
-    output.emit(found, fmt, texts.comparison(found))
-    log_result(found)
+    conclude(found, fmt, texts.comparison(found))
     runner.require_equal(found)
