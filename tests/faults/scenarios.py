@@ -96,6 +96,24 @@ def kill_worker(stage: Stage) -> None:
         wait_for("a new worker", partial(_is_replaced, server, before))
 
 
+def kill_workers_with_requests(stage: Stage) -> None:
+    """SIGKILL every worker once writes have been acknowledged that none of them has done yet."""
+    for server in stage.servers:
+        before = server.workers()
+        for pid in before:
+            os.kill(pid, signal.SIGSTOP)
+        # What the proxy says yes to from now on waits before the workers; each writer gets to say so once.
+        wait_for("every writer to be told yes once more", stage.storm.more(1))
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_for("new workers", partial(_are_replaced, server, before))
+
+
+def _are_replaced(server: ServerProcess, before: list[int]) -> bool:
+    now = set(server.workers())
+    return len(now) == len(before) and not now.intersection(before)
+
+
 def _is_replaced(server: ServerProcess, before: list[int]) -> bool:
     now = set(server.workers())
     return len(now) == len(before) and before[0] not in now
@@ -237,8 +255,8 @@ SCENARIOS = (
         is_control=True,
     ),
     Scenario(
-        "control: a proxy acknowledges before the server, a worker killed with -9",
-        kill_worker,
+        "control: a proxy acknowledges before the server, every worker killed with -9",
+        kill_workers_with_requests,
         is_control=True,
         through=forgetful,
     ),

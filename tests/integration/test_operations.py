@@ -240,9 +240,13 @@ class TestLimits:
         assert api("POST", f"{path}/query", query)[0] == 200
 
     def test_a_pattern_that_takes_too_long_keeps_nobody_waiting_and_names_its_setting(
-        self, limited: ServerProcess
+        self, database_url: str, tmp_path: Path
     ) -> None:
-        api = Api(limited.port)
+        roomy = {**LIMITS, "PGCHROMA_MAX_DOCUMENT_BYTES": "100000"}
+        with running_server(database_url, tmp_path, workers=1, environment=roomy) as server:
+            self._ask_dearly(Api(server.port))
+
+    def _ask_dearly(self, api: Api) -> None:
         path = f"{COLLECTIONS}/{api('POST', COLLECTIONS, {'name': 'regex'})[1]['id']}"
         records = {"ids": [str(number) for number in range(25)], "embeddings": [[1, 2]] * 25}
         assert api("POST", f"{path}/add", {**records, "documents": ["слово " * 3_600] * 25})[0] == 201
