@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import psycopg
 
@@ -102,8 +103,10 @@ def kill_workers_with_requests(stage: Stage) -> None:
         before = server.workers()
         for pid in before:
             os.kill(pid, signal.SIGSTOP)
-        # What the proxy says yes to from now on waits before the workers; each writer gets to say so once.
-        wait_for("every writer to be told yes once more", stage.storm.more(1))
+        # Each writer gets to be told yes to one batch that then waits before the workers.
+        wait_for(
+            "a batch of every writer to wait", lambda: len(_Forgetful.passing) == len(stage.storm.writers)
+        )
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         wait_for("new workers", partial(_are_replaced, server, before))
@@ -191,6 +194,8 @@ class _Forgetful(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     behind = 0
+    # The threads that have said yes and are not done.
+    passing: ClassVar[set[int]] = set()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -198,8 +203,12 @@ class _Forgetful(http.server.BaseHTTPRequestHandler):
             self._answer(*self._pass_on(body))
             return
         self._answer(200, b"{}")
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            self._pass_on(body)
+        self.passing.add(threading.get_ident())
+        try:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self._pass_on(body)
+        finally:
+            self.passing.discard(threading.get_ident())
 
     def _answer(self, status: int, text: bytes) -> None:
         self.send_response(status)
