@@ -97,7 +97,7 @@ def _answering(wrong: int) -> Callable[..., Awaitable[list[Rows]]]:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "code"), [(1, ExitCode.OK), (8, ExitCode.VERIFICATION_FAILED)], ids=["low", "absurd"]
+    ("wrong", "code"), [(1, ExitCode.OK), (10, ExitCode.VERIFICATION_FAILED)], ids=["low", "absurd"]
 )
 def test_wrong_answers_are_noticed_and_absurd_ones_are_a_difference(
     folder: Path,
@@ -127,7 +127,7 @@ def test_wrong_answers_are_noticed_and_absurd_ones_are_a_difference(
         assert "90.0%" in (tmp_path / "r.html").read_text()
     else:
         assert json.loads((tmp_path / "r.json").read_text())["result"] == "different"
-        assert "20.0% of the nearest" in json.dumps(again.json["collections"])
+        assert "0.0% of the nearest" in json.dumps(again.json["collections"])
 
 
 def test_questions_that_nobody_can_judge_are_left_out() -> None:

@@ -687,7 +687,7 @@ def test_a_copy_waits_for_no_lock_of_the_cluster(host: Any) -> None:
     assert "--lock-path=/srv/side/lock" in found
     assert found[-1] == (
         "--recovery-option=restore_command=pgbackrest --config=/etc/pgbackrest/pgbackrest.conf --stanza=main --pg1-path=/srv/side/data "
-        '--lock-path=/srv/side/lock --spool-path=/srv/side/spool archive-get %f "%p"'
+        '--lock-path=/srv/side/lock --archive-async --spool-path=/srv/side/spool archive-get %f "%p"'
     )
 
 

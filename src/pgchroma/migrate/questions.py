@@ -17,9 +17,10 @@ QUESTIONS: Final = 20
 _SPARE = 30
 _ROUNDING = 1e-5
 
-# Below the first an operator is told; below the second the target is not what was proven.
+# Below the first an operator is told; below the second the target answers from something else. The collection's own settings of its
+# index may be poor: a graph of four neighbours a node was seen to find three in ten.
 EXPECTED_RECALL: Final = 0.95
-LEAST_RECALL: Final = 0.5
+LEAST_RECALL: Final = 0.1
 
 Ask = Callable[[SourceCollection, Float32Matrix, int], Awaitable[list[list[str]] | None]]
 

@@ -58,7 +58,8 @@ def options(settings: Settings, goal: Target) -> list[str]:
     place = goal.directory
     apart = [f"--pg1-path={place}/data", f"--lock-path={place}/lock"]
     fetch = ["pgbackrest", f"--config={settings.config}", f"--stanza={settings.stanza}", *apart]
-    fetch += [f"--spool-path={place}/spool", "archive-get", "%f", '"%p"']
+    # A spool is an option of fetching ahead only, which the configuration may not ask for.
+    fetch += ["--archive-async", f"--spool-path={place}/spool", "archive-get", "%f", '"%p"']
     return [
         *apart,
         f"--tablespace-map-all={place}/tablespaces",
