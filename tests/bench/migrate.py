@@ -70,7 +70,8 @@ def _most_memory(pid: int, ended: threading.Event, found: list[int]) -> None:
             for process in (str(pid), *children):
                 status = Path(f"/proc/{process}/status").read_text()
                 line = next((line for line in status.splitlines() if line.startswith("VmHWM")), "VmHWM: 0")
-                most[process] = int(line.split()[1]) * 1024
+                # One that has ended and was not waited for has none.
+                most[process] = max(most.get(process, 0), int(line.split()[1]) * 1024)
     found.append(sum(most.values()))
 
 

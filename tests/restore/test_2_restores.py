@@ -164,7 +164,7 @@ def test_side_restore_leaves_the_cluster_alone(host: Host, cluster: Cluster) -> 
     assert cluster.sql("SHOW archive_mode", socket="/srv/side/socket", port=5440) == "off"
     assert host.run("ss -Hltn | grep -q :5440").rc != 0, "it listens on its socket only"
     own = cluster.sql("SHOW restore_command", socket="/srv/side/socket", port=5440)
-    assert "--lock-path=/srv/side/lock --spool-path=/srv/side/spool archive-get" in own
+    assert "--lock-path=/srv/side/lock --archive-async --spool-path=/srv/side/spool archive-get" in own
     assert host.file("/srv/side/spool/archive/main/in").is_directory, (
         "it does not fetch into the cluster's spool"
     )
