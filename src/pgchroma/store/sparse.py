@@ -247,8 +247,7 @@ async def nearest(
         "ORDER BY distance, sparse.record_seq LIMIT %(sparse_k)s"
     ).format(terms=terms, sparse=table(number), records=tables.records(number), condition=condition)
     bound |= {"sparse_dims": query.indices.tolist(), "sparse_k": k}
-    kept = None if wire.is_lasting(statement.as_bytes(connection)) else False
-    cursor = await connection.execute(statement, {**parameters, **bound}, prepare=kept)
+    cursor = await wire.execute(connection, statement, {**parameters, **bound})
     return [(int(seq), float(distance)) for seq, distance in await cursor.fetchall()]
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection, AsyncCursor, errors, sql
 from psycopg._preparing import PrepareManager
 from psycopg.adapt import Buffer, Dumper, PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
@@ -109,6 +109,14 @@ class Prepared:
 def is_lasting(query: bytes) -> bool:
     """Whether a query is short enough to be kept: of long ones, as filters of many conditions make them, hardly one is like another."""
     return len(query) <= _LONGEST_KEPT
+
+
+async def execute(
+    connection: AsyncConnection[Any], query: sql.Composed, parameters: Mapping[str, Any]
+) -> AsyncCursor[Any]:
+    """Run one query by a cursor; of one that is not lasting psycopg keeps nothing either."""
+    text = query.as_bytes(connection)
+    return await connection.execute(text, parameters, prepare=None if is_lasting(text) else False)
 
 
 def _numbered(query: bytes) -> tuple[bytes, tuple[str, ...]]:

@@ -187,9 +187,7 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
         condition,
         sql.SQL("") if selection.limit is None else sql.SQL(" AND record.seq IN ({})").format(victims),
     )
-    # Of long texts, as filters of many conditions make them, psycopg is to keep none.
-    kept = None if wire.is_lasting(query.as_bytes(connection)) else False
-    cursor = await connection.execute(query, parameters, prepare=kept)
+    cursor = await wire.execute(connection, query, parameters)
     rows = await cursor.fetchall()
     if patterns.compiled:
         # PostgreSQL has looked again at what changed while this waited for its lock, but cannot do so for a pattern.
