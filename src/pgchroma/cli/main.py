@@ -64,26 +64,21 @@ def exit_with(exc: BaseException) -> NoReturn:
     """Report an exception on standard error and leave the process with its exit code."""
     if isinstance(exc, SystemExit):
         raise exc
-    log_error(exc, _code(exc))
+    code = _code(exc)
+    log_error(exc, code)
     if isinstance(exc, PgchromaError):
         output.error(exc)
-        sys.exit(exc.exit_code)
-    if isinstance(exc, click.exceptions.NoArgsIsHelpError):
+    elif isinstance(exc, click.ClickException):
         exc.show()
-        sys.exit(ExitCode.USAGE)
-    if isinstance(exc, click.ClickException):
-        exc.show()
-        sys.exit(ExitCode.USAGE)
-    if isinstance(exc, click.Abort | KeyboardInterrupt):
+    elif isinstance(exc, click.Abort | KeyboardInterrupt):
         output.note("interrupted")
-        sys.exit(ExitCode.UNEXPECTED)
-    if isinstance(exc, BrokenPipeError):
+    elif isinstance(exc, BrokenPipeError):
         # The reader of our output has gone (`| head`); keep the interpreter from complaining once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.UNEXPECTED)
-    output.note("".join(traceback.format_exception(exc)).rstrip())
-    output.error(exc)
-    sys.exit(ExitCode.UNEXPECTED)
+    else:
+        output.note("".join(traceback.format_exception(exc)).rstrip())
+        output.error(exc)
+    sys.exit(code)
 
 
 def _code(exc: BaseException) -> int:
