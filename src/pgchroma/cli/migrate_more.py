@@ -88,10 +88,13 @@ def verify(
         # No place is called so.
         receipt_path, source = Path(source), None
     origin = source or source_option
-    if receipt_path is not None and receipts.is_about_tables(receipts.read(receipt_path)):
-        _verify_tables(receipt_path, origin, fmt, given)
-        return
-    receipt = receipts.read_moved(receipt_path) if receipt_path else None
+    receipt = None
+    if receipt_path is not None:
+        content = receipts.read(receipt_path)
+        if receipts.is_about_tables(content):
+            _verify_tables(receipt_path, origin, fmt, given)
+            return
+        receipt = receipts.require_moved(content, receipt_path)
     if receipt is None and (origin is None or against == "receipt"):
         raise ConfigurationError(
             "there is nothing to compare with", hint="name a --receipt, or SOURCE and --to"

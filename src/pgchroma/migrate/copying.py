@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast
 from pgchroma.errors import RefusedError
 from pgchroma.migrate import proof as proofs
 from pgchroma.migrate.digest import CollectionDigest, record_digest
-from pgchroma.migrate.model import Checkpoint, SourceCollection
+from pgchroma.migrate.model import FINISHED, Checkpoint, SourceCollection
 from pgchroma.migrate.pages import Page, encoded
 from pgchroma.migrate.progress import Display
 from pgchroma.migrate.questions import Questions
@@ -21,7 +21,6 @@ logger = logging.getLogger("pgchroma.migrate")
 
 Item = TypeVar("Item")
 
-_FINISHED: Final = ("verified", "different")
 # Pages on their way to the target beside the one that is written, each of about 16 MiB at the most.
 _AHEAD: Final = 4
 
@@ -49,7 +48,7 @@ async def copy_collection(run: Run, collection: SourceCollection, display: Displ
         f"copying {collection.path}", collection.count, checkpoint.records + checkpoint.skipped
     )
     run.copied[collection.path] = checkpoint
-    if checkpoint.phase in ("copied", *_FINISHED):
+    if checkpoint.phase in ("copied", *FINISHED):
         return
     await _require_own(run, collection, checkpoint)
     from_start = checkpoint.last_position == 0

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 from uuid import UUID
 
 from pgchroma.types import Float32Matrix, Record
@@ -159,6 +159,10 @@ class Source(Protocol):
 
     def changes(self) -> list[str]:
         """Return what has changed in the source since it was opened, in words; empty when nothing has."""
+
+
+# The phases of a collection after which nothing is left to do.
+FINISHED: Final = ("verified", "different")
 
 
 @dataclass(frozen=True, slots=True)

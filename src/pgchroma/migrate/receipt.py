@@ -109,7 +109,15 @@ def read_moved(path: Path) -> Json:
     Raises:
         ConfigurationError: there is none, it is about something else, or it lacks what every such receipt has.
     """
-    content = read(path)
+    return require_moved(read(path), path)
+
+
+def require_moved(content: Json, path: Path) -> Json:
+    """Return a receipt's content if it is that of a move of collections; raises as `read_moved` does.
+
+    Args:
+        path: where it was read, for the message.
+    """
     if is_about_tables(content):
         raise ConfigurationError(
             f"{path} is the receipt of a move of tables", hint="for these use `pgchroma tables verify`"

@@ -11,6 +11,7 @@ import pgchroma
 from pgchroma.errors import NotFoundError, RefusedError
 from pgchroma.migrate.database import DatabaseSource, describe, described, open_database
 from pgchroma.migrate.model import (
+    FINISHED,
     Checkpoint,
     Encode,
     Json,
@@ -26,14 +27,11 @@ from pgchroma.store.bulk import Encoding
 from pgchroma.store.migration_status import StatusRow
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record
 
-# Phases after which nothing is left to do.
-_FINISHED = ("verified", "different")
-
 
 def _latest_unfinished(rows: list[StatusRow]) -> list[StatusRow]:
     """Return the rows of the newest run that is not through; RefusedError when there is none."""
     for row in rows:
-        if row.phase not in _FINISHED:
+        if row.phase not in FINISHED:
             return [other for other in rows if other.run_id == row.run_id]
     raise RefusedError(
         "there is no interrupted migration in this database",
