@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
     drill,
     engine,
     errors,
+    gaps,
     marker,
     planning,
     proof,
@@ -44,6 +45,7 @@ sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
         "drill",
         "engine",
         "errors",
+        "gaps",
         "marker",
         "planning",
         "proof",
@@ -407,12 +409,17 @@ def test_the_end_of_the_archive_is_found(
     assert found == segment(end, "")
 
 
+def stored_wal(timeline: int, *numbers: int) -> str:
+    """Return the names of segments as a repository lists them."""
+    return " ".join(f"{timeline:08X}{number:016X}-{'a' * 40}.zst" for number in numbers)
+
+
 @pytest.fixture
 def planned(
     host: Any, tmp_path: Path, archived: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Plan a restore of a host whose server is in this state, after a run that came this far."""
-    archived(at_0000000100000000="")
+    archived(at_0000000100000000=stored_wal(1, 2, 3))
     (tmp_path / "data").mkdir()
     (tmp_path / "data/postmaster.opts").touch()
     info = {**INFO, "backup": [{**one, "info": {"size": 1}} for one in INFO["backup"]]}
@@ -432,11 +439,12 @@ def planned(
 
 
 def test_a_timeline_that_is_not_archived_yet_is_sent_before_the_set_is_chosen(
-    host: Any, planned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    host: Any, planned: Callable[..., Any], archived: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right after a restore the archive may not know of it: what was left behind must not pass for what came last."""
     known = [1]
-    monkeypatch.setattr(planning, "own_timeline", lambda host: 2)
+    archived(names="0000000100000000 00000002.history", at_0000000100000000=stored_wal(1, 2, 3))
+    monkeypatch.setattr(wal, "timeline", lambda host: 2)
     monkeypatch.setattr(wal, "flush", lambda host, number: known.append(2))
     monkeypatch.setattr(target, "choose_timeline", lambda *words: known[-1])
     monkeypatch.setattr(
@@ -447,6 +455,163 @@ def test_a_timeline_that_is_not_archived_yet_is_sent_before_the_set_is_chosen(
     assert "the cluster is on timeline 2 since it was last restored" in found["text"]
     sent = restore.send(host, {"latest": True})
     assert (sent["set"], sent["timeline"], sent["unarchived"]) == ("A", 2, "")
+
+
+@pytest.mark.parametrize(
+    ("first", "forks", "number", "last", "files"),
+    [
+        ("1:2", {}, 1, "1:3", ["1:2", "1:3"]),
+        ("1:2", {}, 1, "1:2", ["1:2"]),
+        # The segment in which it was left is on the next timeline, whole.
+        ("1:2", {1: "0/4000100"}, 2, "2:5", ["1:2", "1:3", "2.", "2:4", "2:5"]),
+        ("1:2", {1: "0/4000000"}, 2, "2:4", ["1:2", "1:3", "2.", "2:4"]),
+        ("1:2", {1: "0/4000100"}, 2, "0/4000100", ["1:2", "1:3", "2."]),
+        ("1:2", {1: "0/4000100", 2: "0/4000200"}, 3, "3:4", ["1:2", "1:3", "2.", "3.", "3:4"]),
+        # A backup of timeline 2 needs nothing of 1, and its history as little as that of 1.
+        ("2:5", {1: "0/4000100", 2: "0/7000000"}, 4, "4:7", ["2:5", "2:6", "4.", "4:7"]),
+        ("2:7", {1: "0/4000100", 2: "0/7000000"}, 4, "4:7", ["4.", "4:7"]),
+        # 256 segments of 16 MB have a name in common.
+        ("1:FE", {}, 1, "1:101", ["1:FE", "1:FF", "1:100", "1:101"]),
+    ],
+    ids=str,
+)
+def test_the_way_from_a_backup_leads_through_timelines(
+    first: str, forks: dict[int, str], number: int, last: str, files: list[str]
+) -> None:
+    def name(text: str) -> str:
+        if text.endswith("."):
+            return f"{int(text[:-1]):08X}.history"
+        line, found, count = text.partition(":")
+        at = int(count, 16) if found else 0
+        return f"{int(line):08X}{at // 256:08X}{at % 256:08X}" if found else text
+
+    line = timelines.Line(number, forks)
+    assert gaps.between(name(first), line, name(last), 16 << 20) == [name(file) for file in files]
+
+
+@pytest.fixture
+def torn(
+    host: Any, archived: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Two repositories: the first was away while the cluster was restored at segment 5, and lacks what was sent by hand; the second is whole.
+
+    Returns the settings, and what was sent, as (name, configuration).
+    """
+    (tmp_path / "pgbackrest.conf").write_text("[global]\nrepo1-path=/r\nrepo2-s3-key=k\n", encoding="utf-8")
+    (tmp_path / "data/pg_wal").mkdir(parents=True)
+    here = dataclasses.replace(host, config=str(tmp_path / "pgbackrest.conf"))
+    sent: list[tuple[str, str]] = []
+
+    def tear(*, late: tuple[str, ...] = (), elsewhere: bool = True, backup: str = "A") -> Any:
+        archived(
+            names="0000000100000000 0000000200000000 00000002.history",
+            at_0000000100000000=stored_wal(1, 2, 3),
+            at_0000000200000000=stored_wal(2, 5, 6, 8),
+            at_00000002_history="1\t0/5000100\tbefore\n",
+        )
+        info = {**INFO, "backup": [one for one in INFO["backup"] if one["label"] == backup]}
+        monkeypatch.setattr(engine, "information", lambda host, number: info)
+        answers = {
+            "pg_ls_archive_statusdir": [f"{name}.ready" for name in late],
+            "pg_walfile_name": ["000000020000000000000009"],
+        }
+        monkeypatch.setattr(
+            engine, "query", lambda host, statement: next(answers[a] for a in answers if a in statement)
+        )
+        monkeypatch.setattr(wal, "PLACE", tmp_path)
+        monkeypatch.setattr(receipts, "give", lambda path: None)
+
+        def run(command: list[str]) -> Any:
+            if "archive-get" in command:
+                assert "--repo=2" in command
+                if elsewhere:
+                    Path(command[-1]).write_text("WAL", encoding="utf-8")
+                return engine.Done(0 if elsewhere else 1, "")
+            if "archive-push" in command:
+                assert Path(command[-1]).read_text(encoding="utf-8") == "WAL"
+                known = next(word for word in command if word.startswith("--config="))
+                text = Path(known.removeprefix("--config=")).read_text(encoding="utf-8")
+                sent.append((Path(command[-1]).name, text))
+                return engine.Done(0, "")
+            return engine.Done(0, "Bytes per WAL segment:  16777216\n")
+
+        monkeypatch.setattr(engine, "run", run)
+        return here, sent
+
+    return tear
+
+
+LOST, UNSENT = "000000010000000000000004", "000000020000000000000007"
+
+
+def test_a_repository_gets_what_it_lacks_from_another_one(torn: Callable[..., Any]) -> None:
+    here, sent = torn(late=("000000020000000000000009",))
+    assert gaps.of(here, 1) == [LOST, UNSENT]
+    first = check.whole(here)[0]
+    assert (first["id"], first["status"]) == ("wal.local", "ok")
+    assert f"{LOST} to {UNSENT} (2 files) was sent from another one" in first["detail"]
+    assert [name for name, _ in sent] == [LOST, UNSENT]
+    assert all(text == "[global]\nrepo1-path=/r\n" for _, text in sent), "into the one alone"
+
+
+def test_what_is_late_is_not_lacking(torn: Callable[..., Any]) -> None:
+    here, _ = torn(late=(UNSENT,))
+    assert gaps.of(here, 1) == [LOST]
+
+
+def test_what_no_repository_holds_asks_for_a_backup(torn: Callable[..., Any]) -> None:
+    here, sent = torn(elsewhere=False)
+    first = check.whole(here)[0]
+    assert first["status"] == "failed"
+    assert f"repository 1 (local: posix, /r) lacks {LOST} to {UNSENT} (2 files)" in first["detail"]
+    assert first["hint"].startswith("run backup.yml with -e backup_repository=1")
+    assert not sent
+
+
+def test_a_cluster_restored_to_before_every_backup_asks_for_one(torn: Callable[..., Any]) -> None:
+    """Backup B ended at 0/5000000 and leads on; one that ended after the cluster had left its timeline does not."""
+    here, _ = torn(backup="B")
+    assert gaps.of(here, 1) == [LOST, UNSENT]
+    here, _ = torn(backup="C")
+    assert gaps.of(here, 1) == [], "a damaged backup is none"
+    late = {**INFO, "backup": [entry("L", 2000, "0/6000000")]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "information", lambda host, number: late)
+        first = check.whole(here)[0]
+    assert "no backup in repository 1 (local: posix, /r) leads to the cluster as it is" in first["detail"]
+
+
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["another one has it", "none has"])
+def test_no_restore_to_the_end_goes_by_a_repository_that_lacks_wal(
+    planned: Callable[..., Any],
+    archived: Callable[..., None],
+    host: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    elsewhere: bool,
+) -> None:
+    """Where the cluster runs it is sent before anything stops; where it does not, or nobody has it, the restore is refused."""
+    gone = f"{1:08X}{3:016X}"
+    archived(at_0000000100000000=stored_wal(1, 2, 4))
+    with pytest.raises(errors.RefusedError, match=f"lacks {gone}: from B no restore") as caught:
+        planned({"latest": True}, running=False)
+    assert "restore with repository: 2" in caught.value.hint
+    monkeypatch.setattr(wal, "timeline", lambda host: 1)
+    monkeypatch.setattr(wal, "flush", lambda host, number: None)
+
+    def mend(host: Any, number: int, files: list[str]) -> None:
+        assert files == [gone]
+        if elsewhere:
+            archived(at_0000000100000000=stored_wal(1, 2, 3, 4))
+
+    monkeypatch.setattr(gaps, "mend", mend)
+    found = planned({"latest": True}, running=True)
+    assert f"lacks      {gone}: what another repository holds" in found["text"]
+    if elsewhere:
+        assert restore.send(host, {"latest": True})["lacks"] == []
+    else:
+        with pytest.raises(errors.RefusedError, match=f"lacks {gone}"):
+            restore.send(host, {"latest": True})
 
 
 @pytest.mark.parametrize("replaying", [True, False], ids=["still replaying", "done with it"])

@@ -1,4 +1,4 @@
-"""The hourly check: does WAL reach every repository, and are backups and the drill as young as they must be?"""
+"""The hourly check: does WAL reach every repository without a gap, and are backups and the drill as young as they must be?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from . import backup, drill, engine, receipts
+from . import backup, drill, engine, gaps, receipts
 from .errors import BackupError
 from .settings import Repository, Settings
 
@@ -53,6 +53,31 @@ def round_trip(settings: Settings) -> dict[str, str]:
     except BackupError as error:
         return result("archive.round_trip", error.message, "", error.hint)
     return result("archive.round_trip", "", "a segment reached every repository", "")
+
+
+def whole(settings: Settings) -> list[dict[str, str]]:
+    """See that WAL leads from the newest backup of each repository to the cluster without a gap; what another one holds is sent."""
+    found = []
+    for repository in settings.repositories:
+        name = f"wal.{repository.name}"
+        try:
+            lacks = gaps.of(settings, repository.number)
+            left = gaps.mend(settings, repository.number, lacks)
+        except BackupError as error:
+            found.append(result(name, error.message, "", error.hint))
+            continue
+        sent = f"; {gaps.told(lacks)} was sent from another one" if lacks else ""
+        problem = (
+            f"{repository} lacks {gaps.told(left)}, and so do the others: a restore from it ends before that"
+            if left
+            else ""
+        )
+        detail = f"WAL leads on from the newest backup{sent}"
+        hint = (
+            f"run backup.yml with -e backup_repository={repository.number}: from that backup on it is whole"
+        )
+        found.append(result(name, problem, detail, hint))
+    return found
 
 
 def ages(settings: Settings) -> list[dict[str, str]]:
@@ -121,6 +146,7 @@ def run(settings: Settings) -> list[dict[str, Any]]:
     except BackupError as error:
         found.append(result("archive.ready", error.message, "", error.hint))
     found.append(round_trip(settings))
+    found += whole(settings)
     try:
         found += ages(settings)
     except BackupError as error:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import engine, marker, receipts, recovery, replicas, side, target
+from . import engine, gaps, marker, receipts, recovery, replicas, side, target, wal
 from .errors import RefusedError
 from .settings import Settings
 from .target import Target, Way
@@ -131,9 +131,11 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
             return ending(settings, now.left)
         found = {**base(settings, goal), **in_place(settings, goal, now)}
         found["command"] += ["--delta"] if goal.overwrite or not now.moves else []
+    if not found["flushes"]:
+        gaps.refuse(settings, found)
     refuse_full(found, 0 if goal.overwrite or not found["fresh"] else found["bytes"])
     found["command"] = engine.command_line(settings, "restore", *found["command"])
-    found["behind"] = own_timeline(settings) if found["flushes"] and goal.kind == "latest" else 0
+    found["behind"] = wal.timeline(settings) if found["flushes"] and goal.kind == "latest" else 0
     found["text"] = text_of(settings, goal, found)
     return found
 
@@ -152,16 +154,12 @@ def base(settings: Settings, goal: Target) -> dict[str, Any]:
         "set_ended": receipts.stamp(way.backup["timestamp"]["stop"]),
         "timeline": way.line.number,
         "until": way.end if goal.kind == "latest" else "",
+        "lacks": gaps.find(settings, way.archive, way.backup, way.line) if goal.kind == "latest" else [],
         "bytes": way.backup["info"]["size"],
         "side": goal.side,
         "overwrite": goal.overwrite,
         "command": options_of(goal, way, number),
     }
-
-
-def own_timeline(settings: Settings) -> int:
-    """Return the timeline that the running server writes on."""
-    return int(engine.query(settings, "SELECT pg_walfile_name(pg_current_wal_lsn())")[0][:8], 16)
 
 
 def beside(settings: Settings, goal: Target) -> dict[str, Any]:
@@ -276,6 +274,10 @@ def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
     if found["behind"] > found["timeline"]:
         lines.append(
             f"  but        the cluster is on timeline {found['behind']} since it was last restored: that is sent first, and set and end are chosen anew"
+        )
+    if found["lacks"]:
+        lines.append(
+            f"  lacks      {gaps.told(found['lacks'])}: what another repository holds of it is sent there first"
         )
     if goal.side:
         lines.append(

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import engine, marker, proof, receipts, recovery, side, target, wal
+from . import engine, gaps, marker, proof, receipts, recovery, side, target, wal
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .planning import plan
 from .settings import Settings
@@ -26,8 +26,11 @@ def send(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
 def flushed(settings: Settings, wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """Send the running server's WAL away and return the plan anew: with it came the end of the archive, maybe a timeline.
 
+    What the repository lacks on the way there and another one holds is sent, too.
+
     Raises:
         BackupError: the repository does not get it, and neither does the target allow for that nor is it a copy beside the cluster.
+        RefusedError: it lacks WAL on the way to its end, and so do the others; nothing was changed.
     """
     try:
         wal.flush(settings, found["repository"])
@@ -35,8 +38,14 @@ def flushed(settings: Settings, wanted: dict[str, Any], found: dict[str, Any]) -
         goal = target.read(wanted)
         if not goal.unarchived_lost and not goal.side:
             raise
+        gaps.refuse(settings, found)
         return {**found, "unarchived": error.message}
-    return {**plan(settings, wanted), "unarchived": ""}
+    found = plan(settings, wanted)
+    if found["lacks"]:
+        gaps.mend(settings, found["repository"], found["lacks"])
+        found = plan(settings, wanted)
+        gaps.refuse(settings, found)
+    return {**found, "unarchived": ""}
 
 
 def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, Any]:

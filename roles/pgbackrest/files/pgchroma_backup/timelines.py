@@ -64,12 +64,7 @@ class Archive:
         name = f"{number:08X}.history"
         if name not in self.names:
             return Line(number, {})
-        forks = {}
-        for text in stored(self.settings, self.repository, "repo-get", f"{self.path}/{name}").splitlines():
-            words = text.split()
-            if len(words) > 1 and words[0].isdigit():
-                forks[int(words[0])] = words[1]
-        return Line(number, forks)
+        return told(number, stored(self.settings, self.repository, "repo-get", f"{self.path}/{name}"))
 
     def segments(self, folder: str) -> list[str]:
         """Return the names of the WAL segments in one of its folders.
@@ -94,6 +89,12 @@ class Archive:
         if line.number == of(chosen) or not line.forks:
             return str(chosen["archive"]["stop"])
         return line.forks[max(line.forks)]
+
+
+def told(number: int, history: str) -> Line:
+    """Return a timeline as its history file tells of it."""
+    lines = [text.split() for text in history.splitlines()]
+    return Line(number, {int(words[0]): words[1] for words in lines if len(words) > 1 and words[0].isdigit()})
 
 
 def archive(settings: Settings, info: dict[str, Any], number: int, database: int) -> Archive:

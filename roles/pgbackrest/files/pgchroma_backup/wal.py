@@ -58,11 +58,16 @@ def folder(settings: Settings, number: int) -> str:
     )
 
 
-def waiting(settings: Settings, name: str) -> list[str]:
-    """Return the files of WAL up to a segment that PostgreSQL has not archived yet, oldest first."""
+def timeline(settings: Settings) -> int:
+    """Return the timeline that the running server writes on."""
+    return int(engine.query(settings, "SELECT pg_walfile_name(pg_current_wal_lsn())")[0][:8], 16)
+
+
+def waiting(settings: Settings, name: str = "") -> list[str]:
+    """Return the files of WAL that PostgreSQL has not archived yet, oldest first; with a name only those up to that segment."""
     statement = "SELECT name FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready' ORDER BY name"
     found = [line.removesuffix(".ready") for line in engine.query(settings, statement)]
-    return [file for file in found if file.endswith(".history") or file <= name]
+    return [file for file in found if not name or file.endswith(".history") or file <= name]
 
 
 @contextmanager
