@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgchroma.server import plain
+from pgchroma.server import plain, responses
+from pgchroma.types import Rows
 
 TEXTS = [
     "",
@@ -44,5 +46,24 @@ def test_any_text_survives(text: str) -> None:
 
 def test_ascii_is_passed_on_as_it_is() -> None:
     column = ["plain"] * 200
-    assert plain.texts(column) is column
+    assert plain.texts(column) == column
     assert plain.texts(None) is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("floats", [1, 7, 10_000], ids=["a row at a time", "an uneven rest", "all at once"])
+@pytest.mark.parametrize("count", [0, 1, 5])
+async def test_a_page_written_in_turns_is_the_same_answer(
+    monkeypatch: pytest.MonkeyPatch, floats: int, count: int
+) -> None:
+    monkeypatch.setattr(responses, "_FLOATS_OF_A_TURN", floats)
+    embeddings = np.random.default_rng(1).normal(size=(count, 3)).astype(np.float32)
+    rows = Rows(
+        ids=[str(number) for number in range(count)],
+        documents=["text"] * count,
+        metadatas=[b'{"a": 1}'] * count,
+        embeddings=embeddings,
+    )
+    for names in (["embeddings", "documents"], ["metadatas"], []):
+        whole = orjson.dumps(responses.get_result(rows, names), option=orjson.OPT_SERIALIZE_NUMPY)
+        assert orjson.loads(await responses.page_body(rows, names)) == orjson.loads(whole)

@@ -18,9 +18,9 @@ _BEYOND = re.compile(r"[^\x00-\x7f]+")
 
 def texts(column: Sequence[str | None] | None) -> object:
     """Return a column of strings for orjson, in ASCII where it is long."""
-    if column is None or len(column) < _MANY or all(text is None or text.isascii() for text in column):
+    if column is None or len(column) < _MANY:
         return column
-    return orjson.Fragment(json.dumps(column, separators=(",", ":")))
+    return [text if text is None or text.isascii() else orjson.Fragment(json.dumps(text)) for text in column]
 
 
 def objects(column: Sequence[bytes | None] | None) -> list[orjson.Fragment | None]:

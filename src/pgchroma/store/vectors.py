@@ -72,6 +72,6 @@ def copy_buffer(vector_seqs: NDArray[np.int64], seqs: NDArray[np.int64], embeddi
 
 def from_binary(values: Sequence[bytes]) -> Float32Matrix:
     """Return shape (n, dimension) from n values of `vector_send()`; (0, 1) from none."""
-    data = b"".join(value[4:] for value in values)
     dimension = (len(values[0]) - 4) // 4 if values else 1
-    return np.frombuffer(data, dtype=">f4").astype(np.float32).reshape(len(values), dimension)
+    row = np.dtype([("dimension", ">i2"), ("unused", ">i2"), ("embedding", ">f4", (dimension,))])
+    return np.frombuffer(b"".join(values), row)["embedding"].astype(np.float32)

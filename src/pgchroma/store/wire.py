@@ -4,6 +4,8 @@ psycopg's cursors do much that a query of a fraction of a millisecond does not n
 statement against 23. Here one goes through libpq's pipeline mode, prepared in the same journey from its second use on.
 """
 
+import asyncio
+import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
@@ -27,6 +29,8 @@ _Key: TypeAlias = tuple[bytes, tuple[int, ...]]
 _KEPT = 100
 # Bytes of a statement's text above which nothing of it is kept, neither here nor in PostgreSQL.
 _LONGEST_KEPT = 16_384
+# How long PostgreSQL is given to end a statement that nobody waits for any more.
+_CANCEL_SECONDS = 5.0
 _PLACEHOLDER = re.compile(rb"%(?:\((\w+)\)s|%)")
 # After a query whose rows were streamed libpq goes on handing rows out in portions, in pipeline mode.
 _ROWS = (ExecStatus.TUPLES_OK, ExecStatus.TUPLES_CHUNK)
@@ -191,6 +195,7 @@ async def _fetch(
         else:
             pgconn.send_query_params(text, values, types, formats, Format.BINARY)
         pgconn.pipeline_sync()
+        await _arrival(connection)
         results = await connection.wait(_answers(pgconn))
         pgconn.exit_pipeline_mode()
         for result in results:
@@ -219,6 +224,43 @@ def _leave_pipeline(pgconn: PGconn) -> None:
         except errors.OperationalError:
             # Answers are still to come that nobody waits for.
             pgconn.finish()
+
+
+async def _arrival(connection: AsyncConnection[Any]) -> None:
+    """Wait until the first answer is there, or the connection lost.
+
+    psycopg waits anew for each piece of an answer, by a task of its own, and PostgreSQL sends pieces of 8 KB: here libpq takes them in
+    as they come.
+    """
+    pgconn = connection.pgconn
+    if pgconn.flush():
+        # A long statement, which goes out while what PostgreSQL says is read.
+        return
+    loop = asyncio.get_running_loop()
+    arrived = loop.create_future()
+
+    def take() -> None:
+        try:
+            pgconn.consume_input()
+            is_under_way = pgconn.is_busy()
+        except psycopg.OperationalError:
+            # Found again, and told, by who reads the answer.
+            is_under_way = False
+        if not is_under_way and not arrived.done():
+            arrived.set_result(None)
+
+    socket = pgconn.socket
+    loop.add_reader(socket, take)
+    try:
+        await arrived
+    except asyncio.CancelledError:
+        loop.remove_reader(socket)
+        with contextlib.suppress(psycopg.Error):
+            await connection.cancel_safe(timeout=_CANCEL_SECONDS)
+            await connection.wait(_answers(pgconn), timeout=_CANCEL_SECONDS)
+        raise
+    finally:
+        loop.remove_reader(socket)
 
 
 def _answers(pgconn: PGconn) -> Generator[Wait, Ready | int, list[PGresult]]:

@@ -136,7 +136,7 @@ async def _get_page(context: Context, request: Request, payload: GetPayload) -> 
     async def read(page: Page) -> tuple[bytes, int]:
         selection = Filter(limit=page.limit, offset=page.offset)
         rows = await context.store.get(page.collection, selection, responses.include_of(page.include))
-        return json_response(responses.get_result(rows, page.include)).body, len(rows.ids)
+        return await responses.page_body(rows, page.include), len(rows.ids)
 
     return Response(await context.read_ahead.get(asked, read))
 
