@@ -25,6 +25,8 @@ def record_columns(
     """
     if metadatas is None:
         return None
+    if _are_plain(metadatas):
+        return [metadata or None for metadata in metadatas]
     columns: list[MetadataPatch | None] = [
         _checked(metadata, f"metadatas[{index}]", "metadatas", index, allow_null=allow_null)
         if metadata
@@ -34,6 +36,27 @@ def record_columns(
     if not allow_sparse:
         _refuse_sparse(columns)
     return columns
+
+
+def _are_plain(metadatas: Sequence[MetadataJson | None]) -> bool:
+    """Whether no key and no value in them needs a look of its own: seen by key and Python's type, of which there are few."""
+    seen: set[tuple[str, type]] = set()
+    for metadata in metadatas:
+        if metadata:
+            seen.update(zip(metadata, map(type, metadata.values()), strict=True))
+    keys = {key for key, _ in seen}
+    if not all(key and key[0] not in "#$" for key in keys) or not keys.isdisjoint(_RESERVED_KEYS):
+        return False
+    if not {kind for _, kind in seen} <= {*_PLAIN, int}:
+        return False
+    integers = {key for key, kind in seen if kind is int}
+    return all(
+        _INT64_MIN <= value <= _INT64_MAX
+        for metadata in metadatas
+        if metadata
+        for key in integers
+        if type(value := metadata.get(key)) is int
+    )
 
 
 def _refuse_sparse(columns: Sequence[MetadataPatch | None]) -> None:

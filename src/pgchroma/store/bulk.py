@@ -222,7 +222,9 @@ def _encode(
     parts = [vectors.COPY_HEADER]
     append = parts.append
     lengths = []
-    for record, ident, stored in zip(records, _ids(records), _metadata(records, kinds), strict=True):
+    stored_already = records.stored if isinstance(records, RecordPage) else None
+    metadatas = metadata_fields([record.metadata for record in records], kinds, stored_already)
+    for record, ident, stored in zip(records, _ids(records), metadatas, strict=True):
         document = record.document
         if document is None:
             length, data = _NULL, b""
@@ -262,23 +264,31 @@ def _ids(records: Sequence[Record]) -> Iterator[bytes]:
         yield _field(key.encode()) + (_NULL if full is None else _field(full.encode()))
 
 
-def _metadata(records: Sequence[Record], kinds: set[tuple[str, str]]) -> Iterator[bytes]:
-    """Yield each record's two fields, jsonb and exact text."""
-    stored_already = records.stored if isinstance(records, RecordPage) else None
-    encoded = stored_already or [_json(record.metadata) if record.metadata else b"" for record in records]
+def metadata_fields(
+    metadatas: Sequence[Mapping[str, Any] | None],
+    kinds: set[tuple[str, str]],
+    stored_already: Sequence[bytes] | None = None,
+) -> Iterator[bytes]:
+    """Yield two fields of COPY BINARY for each metadata object: jsonb and exact text. Values of None are left out.
+
+    Args:
+        kinds: the (metadata key, value type) pairs that occur, or more.
+        stored_already: the objects as JSON text, empty for none, where the source had them so.
+    """
+    encoded = stored_already or [_json(value) if value else b"" for value in metadatas]
     together = b"\n".join(encoded)
     # One look at all of them; only floats, which may hide in lists, are written in ways that matter.
     has_floats = b":[" in together or any(kind not in ("string", "int", "bool") for _, kind in kinds)
     harmless = not any(special in together for special in _CARE_BYTES) and not (
         has_floats and _CARE_NUMBER.search(together)
     )
-    for record, stored in zip(records, encoded, strict=True):
+    for value, stored in zip(metadatas, encoded, strict=True):
         if not stored:
             yield _NULL + _NULL
         elif harmless or not _needs_care(stored):
             yield _LENGTH(len(stored) + 1) + b"\x01" + stored + _NULL
         else:
-            yield _careful_metadata(record.metadata or {})
+            yield _careful_metadata(value or {})
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

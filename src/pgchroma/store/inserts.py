@@ -3,6 +3,7 @@
 Both take about as long as each other, each on a core of its own.
 """
 
+import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
 
-from pgchroma.store import metadata, sketches, sparse, tables, text, vectors
+from pgchroma.store import bulk, sketches, sparse, tables, text, vectors
 from pgchroma.store.connection import Connection
 from pgchroma.types import Collection, Float32Matrix
 
@@ -22,7 +23,7 @@ _TWO_NUMBERS = struct.Struct("!hiqiq").pack
 # Handed to libpq at a time; what the socket does not take of it is moved about in memory.
 _PORTION_BYTES = 128 * 1024
 # Encoded between two looks at whether the socket takes more; PostgreSQL needs longer than that for what the socket holds.
-_STEP = 50
+_STEP = 100
 
 
 @dataclass(slots=True)
@@ -74,12 +75,17 @@ def embeddings_of(changes: Sequence[Change], matrix: Float32Matrix) -> Float32Ma
 
 
 async def insert(
-    connection: Connection, collection: Collection, changes: Sequence[Change], matrix: Float32Matrix
+    connection: Connection,
+    collection: Collection,
+    changes: Sequence[Change],
+    matrix: Float32Matrix,
+    kinds: set[tuple[str, str]],
 ) -> None:
     """Insert records whose ids are new.
 
     Args:
         matrix: shape (n, dimension), the embeddings of the batch; each change names its row.
+        kinds: the (metadata key, value type) pairs that occur in the changes, or more.
     """
     if not changes:
         return
@@ -92,7 +98,7 @@ async def insert(
         connection,
         embeddings(collection),
         vectors.copy_buffer(seqs, seqs, matrix),
-        _encoding(changes, matrix, collection.sketch, stream),
+        _encoding(changes, matrix, collection.sketch, kinds, stream),
     )
     columns = sql.SQL("seq, vseq, id, id_full, document, metadata, metadata_exact, uri{}").format(
         sql.SQL(", sketch" if collection.sketch else "")
@@ -102,29 +108,31 @@ async def insert(
 
 
 def _encoding(
-    changes: Sequence[Change], matrix: Float32Matrix, bits: int, stream: list[bytes]
+    changes: Sequence[Change],
+    matrix: Float32Matrix,
+    bits: int,
+    kinds: set[tuple[str, str]],
+    stream: list[bytes],
 ) -> Iterator[None]:
     """Write the records into `stream` as COPY BINARY, a few at each step."""
-    dimension = int(matrix.shape[1])
-    fields = 9 if bits else 8
+    count = 9 if bits else 8
     stream.append(vectors.COPY_HEADER)
     # By id, so that batches with the same new ids wait for each other in the same order.
-    ordered = sorted(enumerate(changes), key=lambda pair: pair[1].key)
+    ordered = sorted(range(len(changes)), key=lambda place: changes[place].key)
     for start in range(0, len(ordered), _STEP):
-        part = ordered[start : start + _STEP]
-        packed = sketches.encode(matrix[[position for position, _ in part]], bits) if bits else None
-        for place, (_, change) in enumerate(part):
-            cleaned = metadata.merge(None, change.patch) if change.patch else None
-            stored, exact = metadata.encode(cleaned) if cleaned else (None, None)
+        places = ordered[start : start + _STEP]
+        part = [changes[place] for place in places]
+        stored = bulk.metadata_fields([change.patch for change in part], kinds)
+        sketched = sketches.copy_fields(matrix[places], bits) if bits else itertools.repeat(b"")
+        for change, fields, sketch in zip(part, stored, sketched, strict=False):
             stream += (
-                _TWO_NUMBERS(fields, 8, change.seq, 8, change.seq),
+                _TWO_NUMBERS(count, 8, change.seq, 8, change.seq),
                 _text_field(change.key),
                 _NULL if change.full is None else _text_field(change.full),
                 _NULL if change.document is None else _encoded_field(change.document),
-                _NULL if stored is None else _LENGTH(len(stored) + 1) + b"\x01" + stored,
-                _NULL if exact is None else _text_field(exact),
+                fields,
                 _NULL if change.uri is None else _encoded_field(change.uri),
-                b"" if packed is None else sketches.copy_field(packed[place], dimension, bits),
+                sketch,
             )
         yield
     stream.append(vectors.COPY_TRAILER)
@@ -157,8 +165,10 @@ async def _copy_beside(
         # psycopg waits until each piece is sent; libpq itself can be asked to send what the socket takes.
         pgconn = connection.pgconn
         for _ in work:
-            while len(rest) > _PORTION_BYTES and pgconn.flush() == 0:
-                pgconn.put_copy_data(rest[:_PORTION_BYTES])
-                rest = rest[_PORTION_BYTES:]
+            # All but the trailer: PostgreSQL inserts at each thousandth row, while the rest is still being encoded.
+            while pgconn.flush() == 0 and len(rest) > len(vectors.COPY_TRAILER):
+                portion = min(_PORTION_BYTES, len(rest) - len(vectors.COPY_TRAILER))
+                pgconn.put_copy_data(rest[:portion])
+                rest = rest[portion:]
         # Never nothing: psycopg would take the stream for one without a beginning.
         await sending.write(bytes(rest))

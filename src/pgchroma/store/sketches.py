@@ -9,6 +9,7 @@ difference of their coordinates.
 import functools
 import hashlib
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,16 @@ def copy_field(packed: NDArray[np.uint8], dimension: int, bits: int) -> bytes:
     """Return one sketch as a field of COPY BINARY."""
     data = packed.tobytes()
     return _LENGTH(len(data) + 4) + _LENGTH(dimension * bits) + data
+
+
+def copy_fields(embeddings: Float32Matrix, bits: int) -> Iterator[bytes]:
+    """Yield the sketch of each embedding, shape (n, dimension), as a field of COPY BINARY."""
+    packed = encode(embeddings, bits)
+    width = packed.shape[1]
+    head = _LENGTH(width + 4) + _LENGTH(embeddings.shape[1] * bits)
+    data = packed.tobytes()
+    for start in range(0, len(data), width):
+        yield head + data[start : start + width]
 
 
 def all_unit(embeddings: Float32Matrix) -> bool:

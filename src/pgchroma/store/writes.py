@@ -6,7 +6,6 @@ What still collides (two batches adding the same new id) fails with a race that 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -112,14 +111,14 @@ async def _note(
     collection: Collection,
     batch: RecordBatch,
     written: Sequence[Change],
-    metadatas: Sequence[Mapping[str, Any] | None],
+    kinds: set[tuple[str, str]],
 ) -> None:
     """Note what a batch has done and, in the catalog, what it is the first to have: metadata keys, lengths of embeddings.
 
     At the end of every write: who waits for the collection's row has all other locks, so that no two wait for each other.
     """
     await operations.note(connection, collection.id, len(batch))
-    await catalog.add_discovered_keys(connection, collection, bulk.kinds(metadatas))
+    await catalog.add_discovered_keys(connection, collection, kinds)
     moved = [change for change in written if change.row is not None]
     await sketches.note_lengths(connection, collection, inserts.embeddings_of(moved, _matrix(batch)))
 
@@ -137,8 +136,9 @@ async def add(connection: Connection, collection_id: UUID, batch: RecordBatch) -
     for row in await cursor.fetchall():
         del changes[row[0]]
     new = list(changes.values())
-    await inserts.insert(connection, collection, new, _matrix(batch))
-    await _note(connection, collection, batch, new, [change.patch for change in new])
+    kinds = bulk.kinds([change.patch for change in new])
+    await inserts.insert(connection, collection, new, _matrix(batch), kinds)
+    await _note(connection, collection, batch, new, kinds)
 
 
 async def upsert(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
@@ -151,8 +151,9 @@ async def upsert(connection: Connection, collection_id: UUID, batch: RecordBatch
     existing = await _lock(connection, collection, changes)
     await _update(connection, collection, existing, _matrix(batch))
     new = [change for change in changes.values() if not change.seq]
-    await inserts.insert(connection, collection, new, _matrix(batch))
-    await _note(connection, collection, batch, list(changes.values()), batch.metadatas or ())
+    kinds = bulk.kinds(batch.metadatas or ())
+    await inserts.insert(connection, collection, new, _matrix(batch), kinds)
+    await _note(connection, collection, batch, list(changes.values()), kinds)
 
 
 async def update(connection: Connection, collection_id: UUID, batch: RecordBatch) -> None:
@@ -166,7 +167,8 @@ async def update(connection: Connection, collection_id: UUID, batch: RecordBatch
     changes = _fold(batch, first_wins=False)
     existing = await _lock(connection, collection, changes)
     await _update(connection, collection, existing, _matrix(batch))
-    await _note(connection, collection, batch, existing, [change.patch for change in existing])
+    kinds = bulk.kinds([change.patch for change in existing])
+    await _note(connection, collection, batch, existing, kinds)
 
 
 async def delete(connection: Connection, collection_id: UUID, selection: Filter) -> int:
