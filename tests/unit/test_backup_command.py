@@ -739,6 +739,36 @@ def test_wal_is_sent_by_hand_where_another_repository_is_in_the_way(
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "starts"),
+    [
+        (["unexpected data beyond EOF in block 3 of relation base/1/2_fsm", "ready"], 2),
+        (["unexpected data beyond EOF"] * 5, 3),
+        (["could not locate a valid checkpoint record"] * 5, 1),
+    ],
+    ids=["gets past it", "never does", "another reason"],
+)
+def test_replay_that_meets_a_defect_of_postgresql_is_begun_again(said: list[str], starts: int) -> None:
+    done: list[str] = []
+
+    def start() -> None:
+        done.append(said[len(done)])
+        if done[-1] != "ready":
+            raise errors.BackupError("the server has stopped", "")
+
+    def log() -> str:
+        return "".join(f"LOG:  starting PostgreSQL 17\nFATAL:  {text}\n" for text in done)
+
+    server = recovery.Server("", 0, Path(), log)
+    if done_at_last := "ready" in said:
+        recovery.begin(server, start)
+    else:
+        with pytest.raises(errors.BackupError, match="has stopped"):
+            recovery.begin(server, start)
+    assert len(done) == starts
+    assert done_at_last == (done[-1] == "ready")
+
+
 def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:
     """Asking once is usual where a repository is slow; asking for the same again and again is not."""
     line = "LOG:  waiting for WAL to become available at 0/{}000000\n"

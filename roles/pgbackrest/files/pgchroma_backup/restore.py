@@ -155,6 +155,11 @@ def recover(settings: Settings, end: str = "") -> None:
         BackupError: recovery could not reach the target, or did not end in time.
     """
     server = recovery.own_server(settings)
+    recovery.begin(server, lambda: start(settings, server, end))
+
+
+def start(settings: Settings, server: recovery.Server, end: str) -> None:
+    """Do what recover() does, once."""
     try:
         control(settings, "start")
     except BackupError as error:

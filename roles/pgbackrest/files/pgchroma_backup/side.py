@@ -155,6 +155,11 @@ def start(settings: Settings, place: Path, port: int, end: str) -> None:
     Raises:
         BackupError: it did not start, or recovery did not end in time; the end of its log is in the message.
     """
+    recovery.begin(server(place, port), lambda: start_once(settings, place, port, end))
+
+
+def start_once(settings: Settings, place: Path, port: int, end: str) -> None:
+    """Do what start() does, once."""
     log = place / "server.log"
     command = [
         f"{settings.bin_dir}/pg_ctl",
