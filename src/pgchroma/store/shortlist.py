@@ -4,6 +4,8 @@ Three looks, each at fewer vectors and at more of each: the middle bit of every 
 dimension. What is left is compared by PostgreSQL, which alone has the vectors.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -25,6 +27,8 @@ _FIRST_SHARE = 1 / 30
 _FEW = 4_000
 # Rows looked at in one go, so that what lies in between stays in the processor's cache.
 _BLOCK = 32_768
+# Lengths whose squares float32 holds well.
+_SHORTEST_SQUARE, _LONGEST_SQUARE = 1e-12, 1e12
 # Words whose counts of bits, 64 at most each, are added up in one byte.
 _WORDS_OF_A_BYTE = 3
 # Distances by eight bits a coordinate are wrong by 0.29 steps, as normally as sums of hundreds of roundings are; two of them differ
@@ -187,6 +191,9 @@ def _sketch(direction: NDArray[np.float32], bits: int) -> tuple[Words, Words]:
 
 
 def _direction(embedding: Float32Matrix) -> NDArray[np.float32]:
+    square = float(embedding @ embedding)
+    if _SHORTEST_SQUARE < square < _LONGEST_SQUARE:
+        return np.asarray(embedding / np.float32(math.sqrt(square)))
     wide = embedding.astype(np.float64)
     return np.asarray(wide / np.sqrt(wide @ wide), np.float32)
 
@@ -226,8 +233,10 @@ def _close(far: NDArray[np.float32], doubt: float, widths: Widths) -> tuple[Plac
     """Return the places of the distances that may be among the smallest, and whether 0 is not."""
     if not widths.sure:
         return _nearest(far, widths.left), False
-    bound = float(np.partition(far, widths.sure - 1)[widths.sure - 1]) + doubt
-    close = np.flatnonzero(far <= bound)
+    ordered = far.copy()
+    ordered.partition(widths.sure - 1)
+    bound = float(ordered[widths.sure - 1]) + doubt
+    close = (far <= bound).nonzero()[0]
     return (close if len(close) <= widths.left else _nearest(far, widths.left)), bound < 0
 
 
@@ -290,7 +299,12 @@ def _distances_by_row(rows: Words, query: Words) -> NDArray[np.float32]:
     """Return in how many bits the query differs from each row, shape (n, words)."""
     # The quickest way to add up short rows.
     counts = np.bitwise_count(rows ^ query).astype(np.float32)
-    return np.asarray(counts @ np.ones(len(query), np.float32))
+    return np.asarray(counts @ _ones(len(query)))
+
+
+@functools.cache
+def _ones(count: int) -> NDArray[np.float32]:
+    return np.ones(count, np.float32)
 
 
 def _nearest(distances: NDArray[Any], wanted: int) -> Places:
@@ -298,9 +312,10 @@ def _nearest(distances: NDArray[Any], wanted: int) -> Places:
     if len(distances) <= wanted:
         return np.arange(len(distances))
     # NumPy has a partition by vector instructions for 16 bits on the newest processors only, for 32 bits on all: 20 µs against 160.
-    wide = distances.astype(np.int32) if distances.dtype == np.uint16 else distances
-    bound = distances.dtype.type(np.partition(wide, wanted - 1)[wanted - 1])
-    places = np.flatnonzero(distances <= bound)
+    wide = distances.astype(np.int32 if distances.dtype == np.uint16 else distances.dtype)
+    wide.partition(wanted - 1)
+    bound = distances.dtype.type(wide[wanted - 1])
+    places: Places = (distances <= bound).nonzero()[0]
     if len(places) > 2 * wanted:
         # Embeddings that are all alike.
         nearer = np.flatnonzero(distances < bound)
