@@ -176,9 +176,9 @@ def conninfo(database_url: str, settings: StoreSettings) -> str:
 
 async def _configure(connection: Connection) -> None:
     # A database without the extension must still be able to say so in check_ready().
-    if await TypeInfo.fetch(connection, "vector"):
+    if found := await TypeInfo.fetch(connection, "vector"):
         await register_vector_async(connection)
-        connection.adapters.register_dumper(wire.Numbers, wire.NumbersDumper)
+        wire.register(connection, found.oid)
         # Deleted and filtered-out neighbours must not make an answer shorter than asked for.
         await connection.execute("SET hnsw.iterative_scan = strict_order")
         connection.knows_vector = True

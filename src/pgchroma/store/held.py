@@ -25,7 +25,7 @@ from pgchroma.store import barrier, shortlist, tables
 from pgchroma.store.connection import Connection
 from pgchroma.store.entries import Entry
 from pgchroma.store.segments import Segment
-from pgchroma.store.shortlist import Held, Seqs
+from pgchroma.store.shortlist import Held, Seqs, Widths
 from pgchroma.types import Float32Matrix
 
 logger = logging.getLogger("pgchroma.store")
@@ -79,12 +79,15 @@ class SketchMemory:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loading
 
-    def candidates(self, entry: Entry, embedding: Float32Matrix, ef_search: int, count: int) -> Seqs | None:
+    def candidates(
+        self, entry: Entry, embedding: Float32Matrix, ef_search: int, count: int, *, spare: int | None = None
+    ) -> Seqs | None:
         """Return the numbers of the indexed vectors that may be among the `count` nearest, in no order.
 
         Args:
             embedding: shape (dimension,), not zero.
             ef_search: how thoroughly to look, as for HNSW.
+            spare: how many of the nearest may turn out to be gone, if no more are needed than this; None for as many as usual.
 
         Returns:
             None where an index has to be asked: what is needed is not held yet, cannot be had, or would take longer.
@@ -93,7 +96,8 @@ class SketchMemory:
         if parts is None:
             return None
         second, left = _widths(entry, embedding, ef_search, count)
-        return shortlist.of_all(parts, embedding, entry.sketch, second, left)
+        sure = 0 if spare is None else count + spare
+        return shortlist.of_all(parts, embedding, entry.sketch, Widths(second, left, sure))
 
     def among(
         self, entry: Entry, seqs: Seqs, embedding: Float32Matrix, ef_search: int, count: int
@@ -105,7 +109,7 @@ class SketchMemory:
         second, left = _widths(entry, embedding, ef_search, count)
         # Many that match a filter may all be about as far from the query.
         second = min(2 * second + len(seqs) // _SEQS_PER_SECOND, 2 * _MOST_SECOND)
-        return shortlist.of_these(parts, seqs, embedding, entry.sketch, second, left)
+        return shortlist.of_these(parts, seqs, embedding, entry.sketch, Widths(second, left, count))
 
     def holds(self, entry: Entry) -> bool:
         """Whether everything that is needed of a collection is held."""

@@ -154,6 +154,14 @@ def to_json(stored: bytes | None, exact: str | None) -> bytes | None:
     return _encode_json(decode(stored, exact))
 
 
+def all_to_json(stored: Sequence[str | None], exact: Sequence[str | None]) -> list[bytes | None]:
+    """Return what `to_json` does for each of many, as PostgreSQL's text."""
+    encoded = [None if value is None else value.encode() for value in stored]
+    if exact.count(None) == len(exact) and text.are_plain(stored):
+        return encoded
+    return [to_json(value, more) for value, more in zip(encoded, exact, strict=True)]
+
+
 def merge(old: Mapping[str, Any] | None, patch: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return `old` with `patch` laid over it; a value of None deletes the key; None when no key is left."""
     merged = dict(old or {})

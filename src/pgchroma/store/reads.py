@@ -161,17 +161,15 @@ def _rows(fetched: Sequence[Row], include: Include) -> Rows:
     def column() -> Sequence[Any]:
         return next(columns, ())
 
-    def texts(values: Sequence[str | None]) -> list[str | None]:
-        return [value and text.decode(value) for value in values]
+    def texts(values: Sequence[Any]) -> list[Any]:
+        # To call a function for each costs more than to look at all.
+        return list(values) if text.are_plain(values) else [value and text.decode(value) for value in values]
 
-    rows = Rows(ids=[text.decode(value) for value in column()])
+    rows = Rows(ids=texts(column()))
     if include.documents:
         rows.documents = texts(column())
     if include.metadatas:
-        rows.metadatas = [
-            metadata.to_json(stored and stored.encode(), exact)
-            for stored, exact in zip(column(), column(), strict=True)
-        ]
+        rows.metadatas = metadata.all_to_json(column(), column())
     if include.uris:
         rows.uris = texts(column())
     if include.embeddings:

@@ -29,6 +29,8 @@ _RECORDS_PER_COMPARED = 400
 _MOST_COMPARED = 2_000
 # Of the candidates chosen by sketches in memory this share must still be there.
 _LEAST_FOUND = 0.9
+# More than are asked for, and one more for so many, in case that some are gone.
+_SPARE, _SPARE_PER = 1, 10
 # With a filter so many times as many are chosen; this share of them must match, and so many per result.
 _BROADER, _LEAST_MATCHING, _PER_RESULT = 4, 1 / 6, 3
 # Filters with longer values are not worth remembering.
@@ -140,9 +142,15 @@ async def unfiltered(
     indexed = [] if exactly else entry.vectors
     candidates = None
     if indexed and connection.sketches is not None:
-        candidates = connection.sketches.candidates(entry, embedding, _configured(entry), count)
-        if candidates is not None:
-            rows = await _among(connection, entry, embedding, candidates, count, wanted)
+        # First as few as can be, then, where some of these are gone, as many as are enough after deletions.
+        for spare in (_SPARE + count // _SPARE_PER, None):
+            candidates = connection.sketches.candidates(
+                entry, embedding, _configured(entry), count, spare=spare
+            )
+            if candidates is None:
+                break
+            least = _LEAST_FOUND * len(candidates) if spare is None else len(candidates) - spare
+            rows = await _among(connection, entry, embedding, candidates, count, wanted, least)
             if rows is not None:
                 return rows
     key = ("query", wanted.include, count, bool(indexed))
@@ -169,8 +177,9 @@ async def _among(
     candidates: Seqs,
     count: int,
     wanted: Wanted,
+    least: float,
 ) -> list[Row] | None:
-    """Return the nearest of candidates and tail; None where too many of the candidates are gone, or the entry is out of date."""
+    """Return the nearest of candidates and tail; None where fewer than `least` candidates are there, or the entry is out of date."""
     key = ("among", wanted.include, count)
     query = entry.statements.get(key)
     if query is None:
@@ -178,7 +187,7 @@ async def _among(
         query = entry.statements[key] = _statement(connection, entry, found, wanted, counts=("found",))
     parameters = {"q": embedding, "candidates": Numbers(candidates), **entry.parameters}
     rows = await connection.fetch(query, parameters)
-    if not rows or rows[0][-1] < _LEAST_FOUND * len(candidates):
+    if not rows or rows[0][-1] < least:
         return None
     return [row[:-1] for row in rows]
 

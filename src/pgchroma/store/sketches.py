@@ -57,6 +57,13 @@ def _signs(dimension: int, turn: int) -> NDArray[np.float32]:
     return np.where(np.frombuffer(data, np.uint8) & 1, np.float32(1), np.float32(-1))
 
 
+def _sides(dimension: int) -> tuple[int, int]:
+    """Return the sizes of the two matrices whose product is the largest block."""
+    size = 1 << (dimension.bit_length() - 1)
+    left = 1 << ((size.bit_length() - 1) // 2)
+    return left, size // left
+
+
 def rotate(embeddings: Float32Matrix) -> Float32Matrix:
     """Return the embeddings turned by a fixed rotation that spreads every coordinate over all of them.
 
@@ -64,9 +71,8 @@ def rotate(embeddings: Float32Matrix) -> Float32Matrix:
     their sketch's bits spent on the least.
     """
     count, dimension = embeddings.shape
-    size = 1 << (dimension.bit_length() - 1)
-    left = 1 << ((size.bit_length() - 1) // 2)
-    right = size // left
+    left, right = _sides(dimension)
+    size = left * right
     turned = embeddings.astype(np.float32)
     # Blocks at either end in turn, because there are Hadamard matrices for few sizes only.
     for turn, start in enumerate((0, dimension - size, 0, dimension - size)):
@@ -77,14 +83,49 @@ def rotate(embeddings: Float32Matrix) -> Float32Matrix:
     return turned
 
 
+def _rotate_one(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what `rotate` does; for one vector, what counts is how often NumPy is called."""
+    left, right, signs = _turns(len(vector))
+    size = len(left) * len(right)
+    turned = vector.copy()
+    blocks = (
+        turned[:size].reshape(len(left), len(right)),
+        turned[len(vector) - size :].reshape(len(left), len(right)),
+    )
+    for turn, sign in enumerate(signs):
+        turned *= sign
+        block = blocks[turn % 2]
+        np.matmul(left, block @ right, out=block)
+    return turned
+
+
+@functools.cache
+def _turns(dimension: int) -> tuple[NDArray[np.float32], NDArray[np.float32], list[NDArray[np.float32]]]:
+    """Return the matrices on either side of a block, and the signs of each turn."""
+    left, right = _sides(dimension)
+    return _hadamard(left), _hadamard(right), [_signs(dimension, turn) for turn in range(4)]
+
+
 def encode(embeddings: Float32Matrix, bits: int) -> NDArray[np.uint8]:
     """Return the sketches of `embeddings`, shape (n, dimension), as packed bytes, shape (n, bytes)."""
     dimension = embeddings.shape[1]
     lengths = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
     unit = (lengths / np.sqrt(dimension)).astype(np.float32)[:, None]
     turned = rotate(embeddings)
-    parts = [turned > threshold * unit for threshold in _THRESHOLDS[bits]]
-    return np.packbits(np.concatenate(parts, axis=1), axis=1)
+    above = np.empty((len(embeddings), bits, dimension), bool)
+    for number, threshold in enumerate(_THRESHOLDS[bits]):
+        np.greater(turned, threshold * unit, out=above[:, number])
+    return np.packbits(above.reshape(len(embeddings), -1), axis=1)
+
+
+def of_direction(direction: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
+    """Return the sketch of one vector of length 1, as `encode` does, in a third of its time."""
+    return np.packbits(_rotate_one(direction) > _thresholds(len(direction), bits))
+
+
+@functools.cache
+def _thresholds(dimension: int, bits: int) -> NDArray[np.float32]:
+    return np.array(_THRESHOLDS[bits], np.float32)[:, None] / np.float32(np.sqrt(dimension))
 
 
 def text(packed: NDArray[np.uint8], dimension: int, bits: int) -> str:

@@ -8,6 +8,7 @@ border of two others: a substring search over encoded text gives the same answer
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 
 _FIRST = "\ufdd0\ufdd1"
 _SECOND = "\ufdd2\ufdd3\ufdd4\ufdd5"
@@ -52,6 +53,11 @@ def decode(text: str) -> str:
     if _FIRST[0] in text or _FIRST[1] in text:
         return _WORD.sub(lambda match: _DECODE[match.group()], text)
     return text
+
+
+def are_plain(texts: Iterable[str | None]) -> bool:
+    """Whether none of many texts from PostgreSQL needs `decode`, as far as that is seen at a glance."""
+    return all(map(str.isascii, filter(None, texts)))
 
 
 def is_unicode(text: str) -> bool:

@@ -7,6 +7,7 @@ statement against 23. Here one goes through libpq's pipeline mode, prepared in t
 import asyncio
 import contextlib
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from functools import lru_cache
@@ -38,6 +39,14 @@ _ROWS = (ExecStatus.TUPLES_OK, ExecStatus.TUPLES_CHUNK)
 _OUTDATED = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
 
 
+_INT8 = psycopg.adapters.types["int8"]
+# Of an array's binary format: dimensions, whether there are nulls, the type, how many numbers, lower bound; then each after its size.
+_HEAD = struct.Struct("!iiIii").pack
+_EMPTY = struct.pack("!iiI", 0, 0, _INT8.oid)
+_DIMENSION = struct.Struct("!HH").pack
+_SIZED = np.dtype([("size", ">i4"), ("value", ">i8")])
+
+
 class Numbers:
     """Numbers that PostgreSQL takes as bigint[]."""
 
@@ -51,17 +60,34 @@ class NumbersDumper(Dumper):
     """Writes them in the array's binary format; psycopg's own takes each by itself."""
 
     format = Format.BINARY
-    oid = psycopg.adapters.types["int8"].array_oid
+    oid = _INT8.array_oid
 
     def dump(self, obj: Numbers) -> Buffer:
-        """Return the array: dimensions, whether there are nulls, the type, length and lower bound, then each number after its size."""
+        """Return the array."""
         count = len(obj.values)
         if not count:
-            return np.array([0, 0, psycopg.adapters.types["int8"].oid], ">i4").tobytes()
-        fields = np.empty(count, np.dtype([("size", ">i4"), ("value", ">i8")]))
+            return _EMPTY
+        fields = np.empty(count, _SIZED)
         fields["size"], fields["value"] = 8, obj.values
-        head = np.array([1, 0, psycopg.adapters.types["int8"].oid, count, 1], ">i4")
-        return head.tobytes() + fields.tobytes()
+        return _HEAD(1, 0, _INT8.oid, count, 1) + fields.tobytes()
+
+
+class VectorDumper(Dumper):
+    """Writes a vector in pgvector's binary format, from an array and without an object of pgvector's in between."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: NDArray[Any]) -> Buffer:
+        """Return the dimension, two bytes that mean nothing yet, and the coordinates."""
+        if obj.ndim != 1:
+            raise psycopg.DataError(f"a vector has one axis, not {obj.ndim}")
+        return _DIMENSION(len(obj), 0) + obj.astype(">f4").tobytes()
+
+
+def register(connection: AsyncConnection[Any], vector: int) -> None:
+    """Have a connection use the dumpers above; `vector` is the oid of pgvector's type."""
+    connection.adapters.register_dumper(Numbers, NumbersDumper)
+    connection.adapters.register_dumper(np.ndarray, type("", (VectorDumper,), {"oid": vector}))
 
 
 class OwnStatements(PrepareManager):
