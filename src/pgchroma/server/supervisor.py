@@ -33,6 +33,8 @@ logger = logging.getLogger("pgchroma.supervisor")
 KEEP_ALIVE_SECONDS = 75
 _TICK_SECONDS = 0.25
 _PING_SECONDS = 2.0
+# How often one that starts is asked whether it is ready.
+_STARTING_SECONDS = 0.05
 # A worker is busy for seconds over a large batch; one that has not answered for this long hangs.
 _HUNG_SECONDS = 60.0
 # A worker that dies sooner than this after its start is not replaced before.
@@ -54,8 +56,11 @@ class Worker(Process):
         """Serve; runs in the worker."""
         # With our copy of the parent's end closed, the pipe ends when the parent does.
         self.parent_conn.close()
+        # Made before there is a second thread: uvicorn makes it at its first use, and where both threads were first, the one that answers
+        # would tell for ever that its own has not started.
+        server = self.server
         threading.Thread(target=self._answer_pings, daemon=True).start()
-        self.server.run(sockets)
+        server.run(sockets)
 
     def _answer_pings(self) -> None:
         try:
@@ -70,8 +75,8 @@ class Worker(Process):
             while self.parent_conn.poll(0):
                 self.ready = bool(self.parent_conn.recv())
                 self.answered_at = now
-            # An unready worker is asked at every look, and never more than one question is open.
-            interval = _PING_SECONDS if self.ready else 0.0
+            # Never more than one question is open.
+            interval = _PING_SECONDS if self.ready else _STARTING_SECONDS
             if self.answered_at >= self._pinged_at and now - self._pinged_at >= interval:
                 self.parent_conn.send(b"ping")
                 self._pinged_at = now
@@ -99,7 +104,8 @@ class Supervisor(Multiprocess):
         self._workers = [self._started() for _ in range(self.processes_num)]
         while not self.should_exit.is_set():
             multiprocessing.connection.wait(
-                [*(worker.process.sentinel for worker in self._workers), *self._pipes()], _TICK_SECONDS
+                [*(worker.process.sentinel for worker in self._workers), *self._pipes()],
+                _TICK_SECONDS if self._was_ready else _STARTING_SECONDS,
             )
             self.handle_signals()
             self._look_after_workers()
