@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from datetime import date, time
 from typing import Any, Final
 
+import orjson
+
 from pgchroma.migrate.tables.kinds import EXACT_FLOAT, INTEGER_BITS, Kind, MisfitError, convert
 
 # What stands for U+0000 where the operator chose to replace it.
@@ -148,9 +150,21 @@ def null_of(kind: Kind) -> str:
     return "NULL" if kind.name == "double precision" else "char(0)"
 
 
+def _numbers(values: tuple[float | None, ...]) -> Iterable[bytes]:
+    """Return the shortest notation of each number that PostgreSQL reads as the same double."""
+    # By the JSON library at once, a tenth of the time; it writes infinity, which JSON does not know, as null.
+    texts = orjson.dumps(values)[1:-1].split(b",")
+    nulls = texts.count(b"null")
+    if not nulls:
+        return texts
+    if nulls == values.count(None):
+        return [_NULL if text == b"null" else text for text in texts]
+    return [_NULL if value is None else repr(float(value)).encode() for value in values]
+
+
 def _cells(kind: Kind, values: tuple[Any, ...]) -> Iterable[bytes]:
     if kind.name == "double precision":
-        return [_NULL if value is None else repr(float(value)).encode() for value in values]
+        return _numbers(values)
     if kind.name in INTEGER_BITS or kind.name in ("boolean", "bytea"):
         return values
     joined = _BETWEEN.join(values)
