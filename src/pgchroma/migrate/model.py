@@ -115,6 +115,7 @@ class Limits:
         arrays, sparse: metadata may hold lists, and sparse vectors.
         ids: the empty id is refused.
         missing_vectors: a record may come without one.
+        batch: records it takes at a time at most, and best; 0 where that makes no difference.
     """
 
     vectors: int = 16_000
@@ -125,6 +126,7 @@ class Limits:
     sparse: bool = True
     ids: bool = True
     missing_vectors: bool = False
+    batch: int = 0
 
 
 class Source(Protocol):

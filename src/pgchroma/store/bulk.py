@@ -279,13 +279,12 @@ def metadata_fields(
     together = b"\n".join(encoded)
     # One look at all of them; only floats, which may hide in lists, are written in ways that matter.
     has_floats = b":[" in together or any(kind not in ("string", "int", "bool") for _, kind in kinds)
-    harmless = not any(special in together for special in _CARE_BYTES) and not (
-        has_floats and _CARE_NUMBER.search(together)
-    )
+    special = [found for found in _CARE_BYTES if found in together]
+    number = _CARE_NUMBER.search if has_floats and _CARE_NUMBER.search(together) else None
     for value, stored in zip(metadatas, encoded, strict=True):
         if not stored:
             yield _NULL + _NULL
-        elif harmless or not _needs_care(stored):
+        elif not any(found in stored for found in special) and not (number and number(stored)):
             yield _LENGTH(len(stored) + 1) + b"\x01" + stored + _NULL
         else:
             yield _careful_metadata(value or {})
@@ -296,10 +295,6 @@ def _json(value: Mapping[str, Any]) -> bytes:
         return _encode_json(value)
     except (OverflowError, msgspec.MsgspecError):
         return b"null"
-
-
-def _needs_care(stored: bytes) -> bool:
-    return any(special in stored for special in _CARE_BYTES) or _CARE_NUMBER.search(stored) is not None
 
 
 def _careful_metadata(value: Mapping[str, Any]) -> bytes:

@@ -5,13 +5,15 @@ Both take about as long as each other, each on a core of its own.
 
 import itertools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
+from psycopg.pq.abc import PGconn
+from psycopg.waiting import Ready, Wait
 
 from pgchroma.store import bulk, sketches, sparse, tables, text, vectors
 from pgchroma.store.connection import Connection
@@ -162,13 +164,30 @@ async def _copy_beside(
         connection.cursor() as cursor,
         cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(table)) as sending,
     ):
-        # psycopg waits until each piece is sent; libpq itself can be asked to send what the socket takes.
+        # psycopg waits until each piece of 32 KB is sent; libpq itself can be asked to send what the socket takes.
         pgconn = connection.pgconn
         for _ in work:
-            # All but the trailer: PostgreSQL inserts at each thousandth row, while the rest is still being encoded.
-            while pgconn.flush() == 0 and len(rest) > len(vectors.COPY_TRAILER):
-                portion = min(_PORTION_BYTES, len(rest) - len(vectors.COPY_TRAILER))
-                pgconn.put_copy_data(rest[:portion])
-                rest = rest[portion:]
+            rest = _sent(pgconn, rest)
+        while len(rest) > len(vectors.COPY_TRAILER):
+            await connection.wait(_flushed(pgconn))
+            rest = _sent(pgconn, rest)
         # Never nothing: psycopg would take the stream for one without a beginning.
         await sending.write(bytes(rest))
+
+
+def _sent(pgconn: PGconn, rest: memoryview) -> memoryview:
+    """Send of a stream what the socket takes, and return what is left.
+
+    All but the trailer: PostgreSQL inserts at each thousandth row, while the rest is still being encoded.
+    """
+    while pgconn.flush() == 0 and len(rest) > len(vectors.COPY_TRAILER):
+        portion = min(_PORTION_BYTES, len(rest) - len(vectors.COPY_TRAILER))
+        pgconn.put_copy_data(rest[:portion])
+        rest = rest[portion:]
+    return rest
+
+
+def _flushed(pgconn: PGconn) -> Generator[Wait, Ready | int, None]:
+    """Wait until the socket has taken what was handed to libpq."""
+    while pgconn.flush():
+        yield Wait.W

@@ -45,6 +45,8 @@ from pgchroma.types import Float32Matrix, Record
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
+# What every release takes at a time; some take more.
+_BATCH = 5_000
 # Has the kernel end the program together with whoever started it, by SIGTERM, so that it completes what it is writing. In an
 # interpreter of its own, because little is safe between fork and exec in a process with threads.
 _TIED: Final = """
@@ -184,6 +186,7 @@ class FolderSink:
             plain_metadata=True,
             arrays=number >= (1, 5),
             sparse=False,
+            batch=_BATCH,
         )
 
     def build(self) -> None:

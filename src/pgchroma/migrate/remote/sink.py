@@ -95,6 +95,7 @@ class ServerSink:
             arrays=self.client.takes_arrays,
             sparse=self.client.is_pgchroma,
             finite_vectors=True,
+            batch=self.client.max_batch,
         )
 
     def _found(self, collection: SourceCollection) -> tuple[SourceCollection, int] | None:
