@@ -75,13 +75,20 @@ def pack(folder: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open an archive for reading from front to back."""
+    """Open an archive for reading from front to back.
+
+    Raises:
+        zstandard.ZstdError: at the end, where what was read is not what was written.
+    """
     with (
         path.open("rb") as file,
         zstandard.ZstdDecompressor().stream_reader(file) as plain,
         tarfile.open(fileobj=cast(IO[bytes], plain), mode="r|") as archive,
     ):
         yield archive
+        # The checksum over all of it stands at the very end, behind what tar reads.
+        while plain.read(1 << 20):
+            pass
 
 
 def packed_manifest(path: Path) -> Manifest:

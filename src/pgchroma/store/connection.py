@@ -302,9 +302,9 @@ class Database:
             raise self._busy(f"{self.settings.pool_waiting} requests wait for one already") from error
         except PoolTimeout as error:
             stats = self._pool.get_stats()
-            if (self.watch is not None and self.watch.is_down) or stats[
-                "pool_size"
-            ] < self.settings.pool_size:
+            # A command has no watch, nor requests that could use up the pool, whose size counts a connection that is being tried.
+            failed = bool(stats.get("connections_errors")) if self.watch is None else self.watch.is_down
+            if failed or stats["pool_size"] < self.settings.pool_size:
                 raise unreachable(error) from error
             raise self._busy("none became free in time") from error
         except PoolClosed as error:
