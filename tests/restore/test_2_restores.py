@@ -469,6 +469,7 @@ class TestArchiveEnd:
             told = host.file("/root/restore.log").content_string
             assert "cannot be reached" in told, told
             assert "run the same playbook again to resume" in told
+            assert host.run("pgrep -x pgbackrest").rc != 0, "nothing of it may go on when S3 answers again"
             assert not host.file(f"{DATA}/global/pg_control").exists
         finally:
             s3.check_output("systemctl start haproxy")
@@ -476,6 +477,7 @@ class TestArchiveEnd:
         answer = cluster.restore(latest=True, repository=2)
         assert answer.status == 0, answer.text
         assert cluster.rows() == rows
+        assert not cluster.run(f"find {DATA} -name '*.pgbackrest.tmp'")
         assert cluster("restore-finish", "--keep=restored").status == 0
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import importlib
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
@@ -739,34 +743,57 @@ def test_wal_is_sent_by_hand_where_another_repository_is_in_the_way(
     ]
 
 
-@pytest.mark.parametrize(
-    ("said", "starts"),
-    [
-        (["unexpected data beyond EOF in block 3 of relation base/1/2_fsm", "ready"], 2),
-        (["unexpected data beyond EOF"] * 5, 3),
-        (["could not locate a valid checkpoint record"] * 5, 1),
-    ],
-    ids=["gets past it", "never does", "another reason"],
+SLEEP = "import time; time.sleep(300)"
+# A child of a process of that name, each as pgBackRest's are named; it prints its number.
+NESTED = (
+    "import subprocess, time; "
+    f"print(subprocess.Popen(['pgbackrest', '-c', {SLEEP!r}, 'restore:local'], executable={sys.executable!r}).pid, flush=True); "
+    "time.sleep(300)"
 )
-def test_replay_that_meets_a_defect_of_postgresql_is_begun_again(said: list[str], starts: int) -> None:
-    done: list[str] = []
 
-    def start() -> None:
-        done.append(said[len(done)])
-        if done[-1] != "ready":
-            raise errors.BackupError("the server has stopped", "")
 
-    def log() -> str:
-        return "".join(f"LOG:  starting PostgreSQL 17\nFATAL:  {text}\n" for text in done)
+def named(*words: str, **options: Any) -> subprocess.Popen[str]:
+    """Run Python as a process that calls itself pgbackrest."""
+    return subprocess.Popen(["pgbackrest", "-c", *words], executable=sys.executable, text=True, **options)
 
-    server = recovery.Server("", 0, Path(), log)
-    if done_at_last := "ready" in said:
-        recovery.begin(server, start)
-    else:
-        with pytest.raises(errors.BackupError, match="has stopped"):
-            recovery.begin(server, start)
-    assert len(done) == starts
-    assert done_at_last == (done[-1] == "ready")
+
+def is_there(pid: int) -> bool:
+    """Whether a process lives; one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_nothing_of_a_restore_goes_on_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "as_postgres", lambda command: command)
+    script = "sleep 300 & echo $!; echo told >&2; exit 49"
+    done = engine.run_restore(["bash", "-c", script])
+    assert done.status == 49
+    left, told = done.output.split()
+    assert told == "told"
+    wait_for("it is gone", lambda: not is_there(int(left)), seconds=5)
+
+
+def test_what_an_earlier_restore_has_left_is_ended_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else: not the processes of a restore that is at work, such as a drill's, nor those of another command."""
+    monkeypatch.setattr(engine, "as_postgres", lambda command: command)
+    orphan, other = named(SLEEP, "restore:local"), named(SLEEP, "archive-get:local")
+    working = named(NESTED, stdout=subprocess.PIPE)
+    assert working.stdout is not None
+    child = int(working.stdout.readline())
+    try:
+        wait_for("it is seen", lambda: engine.orphans() == [orphan.pid])
+        assert engine.run_restore(["true"]).status == 0
+        assert orphan.wait(5) == -9
+        assert other.poll() is None
+        assert is_there(child)
+    finally:
+        for process in (orphan, other, working):
+            process.kill()
+            process.wait()
+        os.kill(child, 9)
+        working.stdout.close()
 
 
 def test_a_standby_that_asks_in_vain_is_given_up(host: Any) -> None:

@@ -21,10 +21,6 @@ from .timelines import lsn_number
 SEGMENT = re.compile(r"^([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})$")
 WAITING = re.compile(r"waiting for WAL to become available at ([0-9A-F]+/[0-9A-F]+)")
 STARTING = "starting PostgreSQL"
-# A defect of PostgreSQL's replay, met with 17.12: of a relation that was truncated and grew again within the WAL it can take a page in memory for
-# one beyond the end of the file. Nothing on disk is wrong, and started anew it gets past.
-DEFECT = "unexpected data beyond EOF"
-STARTS = 3
 # How long a standby pauses before it tries again to get what it could not have (wal_retrieve_retry_interval).
 RETRY_SECONDS = 5
 
@@ -64,22 +60,6 @@ def stalled_at(settings: Settings, asked: list[str]) -> str:
     """Return the LSN that a standby has asked for in vain for as long as the settings allow, or the empty string."""
     tries = max(3, settings.archive_wait_seconds // RETRY_SECONDS)
     return asked[-1] if len(asked) >= tries and set(asked[-tries:]) == {asked[-1]} else ""
-
-
-def begin(server: Server, start: Callable[[], None]) -> None:
-    """Start a server and wait until recovery has ended, which ``start`` does; again where it met the defect of PostgreSQL's replay.
-
-    Raises:
-        BackupError: what ``start`` raises for another reason, or the last time.
-    """
-    for left in reversed(range(STARTS)):
-        try:
-            start()
-        except BackupError:
-            if not left or DEFECT not in since_start(server.log()):
-                raise
-        else:
-            return
 
 
 def wait(settings: Settings, server: Server, is_running: Callable[[], bool], end: str) -> None:

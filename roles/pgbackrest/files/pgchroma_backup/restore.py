@@ -139,7 +139,7 @@ def copy(found: dict[str, Any]) -> None:
     Raises:
         BackupError: it failed; the same command resumes it.
     """
-    done = engine.run(found["command"])
+    done = engine.run_restore(found["command"])
     if done.status == 0:
         return
     error = engine.explained(f"restoring {found['set']}", done.output)
@@ -155,11 +155,6 @@ def recover(settings: Settings, end: str = "") -> None:
         BackupError: recovery could not reach the target, or did not end in time.
     """
     server = recovery.own_server(settings)
-    recovery.begin(server, lambda: start(settings, server, end))
-
-
-def start(settings: Settings, server: recovery.Server, end: str) -> None:
-    """Do what recover() does, once."""
     try:
         control(settings, "start")
     except BackupError as error:

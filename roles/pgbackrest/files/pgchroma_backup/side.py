@@ -155,11 +155,6 @@ def start(settings: Settings, place: Path, port: int, end: str) -> None:
     Raises:
         BackupError: it did not start, or recovery did not end in time; the end of its log is in the message.
     """
-    recovery.begin(server(place, port), lambda: start_once(settings, place, port, end))
-
-
-def start_once(settings: Settings, place: Path, port: int, end: str) -> None:
-    """Do what start() does, once."""
     log = place / "server.log"
     command = [
         f"{settings.bin_dir}/pg_ctl",
@@ -231,7 +226,7 @@ def copy(settings: Settings, place: Path, port: int, found: dict[str, Any]) -> N
         BackupError: pgBackRest or the server failed.
     """
     make_room(place)
-    done = engine.run(found["command"])
+    done = engine.run_restore(found["command"])
     if done.status != 0:
         raise engine.explained("restoring", done.output)
     configure(settings, place, port)
