@@ -1,13 +1,16 @@
 """Statements without cursors: their rows, their errors, and connections that stay usable."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import numpy as np
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from pgchroma.store import Store, wire
+from pgchroma.store.adapting import Numbers
 from pgchroma.store.connection import Connection
 from support.store import batch, eventually, execute, make, nearest
 
@@ -187,3 +190,38 @@ async def test_psycopg_deallocates_nothing_but_its_own_statements(connection: Co
     left = [row[0] for row in await cursor.fetchall()]
     assert "SELECT 8" in left
     assert "SELECT 9" not in left
+
+
+async def test_numbers_and_embeddings_arrive_as_they_are(connection: Connection) -> None:
+    query = b"SELECT %(numbers)s, %(vector)s::vector::text"
+    for numbers in ([], [5], [2**62, -1, 7]):
+        values = Numbers(np.array(numbers, np.int64))
+        # Every other coordinate of a longer array: not one piece of memory.
+        vector = np.arange(8, dtype=np.float32)[::2]
+        for _ in range(3):
+            rows = await connection.fetch(query, {"numbers": values, "vector": vector})
+            assert rows == [(numbers, "[0,2,4,6]")]
+    with pytest.raises(ValueError, match="one dimension, not 2"):
+        await connection.fetch(query, {"numbers": values, "vector": np.ones((2, 2), np.float32)})
+    assert await connection.fetch(b"SELECT 1", {}) == [(1,)]
+
+
+async def test_types_may_change_between_two_runs_of_a_statement(connection: Connection) -> None:
+    for _ in range(3):
+        for value in ("x", 1, 2**40, 1.5, [3], None, "x"):
+            assert await connection.fetch(b"SELECT %(value)s", {"value": value}) == [(value,)]
+    cursor = await connection.execute("SELECT 1::bigint")
+    assert await cursor.fetchall() == await connection.fetch(b"SELECT 1::bigint", {})
+
+
+async def test_a_connection_goes_back_without_a_transaction(store: Store) -> None:
+    for fails in (False, True):
+        with contextlib.suppress(ZeroDivisionError):
+            async with store._database.connection() as connection:
+                await connection.execute("BEGIN")
+                await connection.execute("CREATE TEMPORARY TABLE IF NOT EXISTS kept AS SELECT 1")
+                if fails:
+                    await connection.execute("DROP TABLE kept")
+                    raise ZeroDivisionError
+        async with store._database.connection() as connection:
+            assert connection.pgconn.transaction_status == TransactionStatus.IDLE

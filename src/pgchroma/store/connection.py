@@ -7,18 +7,18 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 import numpy as np
 import psycopg
-from pgvector.psycopg import register_vector_async
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import Diagnostic
+from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
 from psycopg.rows import AsyncRowFactory, tuple_row
-from psycopg.types import TypeInfo
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from pgchroma.errors import (
@@ -29,7 +29,7 @@ from pgchroma.errors import (
     DatabaseUnreachableError,
     InvalidArgumentError,
 )
-from pgchroma.store import barrier, wire
+from pgchroma.store import adapting, barrier, wire
 
 logger = logging.getLogger("pgchroma.store")
 
@@ -101,6 +101,21 @@ class Connection(AsyncConnection[Row]):
     async def fetch(self, query: bytes, parameters: Mapping[str, Any], *, prepare: bool = True) -> list[Row]:
         """Run one query and return its rows; quicker than a cursor, see `wire.fetch`."""
         return await wire.fetch(self, self._statements, query, parameters, prepare=prepare)
+
+    async def learn_vectors(self) -> None:
+        """Learn pgvector's types, and set how its indexes are searched; nothing where the database has no such extension yet."""
+        if await adapting.register(self):
+            self._statements.forget_types()
+            # Deleted and filtered-out neighbours must not make an answer shorter than asked for.
+            await self.execute("SET hnsw.iterative_scan = strict_order")
+            self.knows_vector = True
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End a transaction; one that a pool lent, and that has none, as after most reads, is left alone at once."""
+        if getattr(self, "_pool", None) is None or self.pgconn.transaction_status != TransactionStatus.IDLE:
+            await super().__aexit__(kind, error, traceback)
 
     def _remember(self, notice: Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
@@ -174,27 +189,6 @@ def conninfo(database_url: str, settings: StoreSettings) -> str:
         ) from error
 
 
-async def _configure(connection: Connection) -> None:
-    # A database without the extension must still be able to say so in check_ready().
-    if found := await TypeInfo.fetch(connection, "vector"):
-        await register_vector_async(connection)
-        wire.register(connection, found.oid)
-        # Deleted and filtered-out neighbours must not make an answer shorter than asked for.
-        await connection.execute("SET hnsw.iterative_scan = strict_order")
-        connection.knows_vector = True
-
-
-def _is_alive(connection: Connection) -> bool:
-    """Whether PostgreSQL has kept the connection open while it lay idle; looks at the socket and asks PostgreSQL nothing."""
-    try:
-        # Twice, because the first look may find only the farewell before the end.
-        for _ in range(2):
-            connection.pgconn.consume_input()
-    except psycopg.OperationalError:
-        return False
-    return True
-
-
 def _reason(error: BaseException) -> str:
     """Return what PostgreSQL says, without the further lines, which may quote ids."""
     return str(error).strip().partition("\n")[0]
@@ -236,7 +230,7 @@ class Database:
             # After this long psycopg_pool gives an attempt up; the next request starts a new one at once.
             reconnect_timeout=5.0,
             connection_class=Connection,
-            configure=_configure,
+            configure=Connection.learn_vectors,
             # A read is one statement and needs no transaction; writes open theirs.
             kwargs={"autocommit": True},
             open=False,
@@ -267,7 +261,7 @@ class Database:
             async with connection:
                 if not connection.knows_vector:
                     # It may be older than the extension.
-                    await _configure(connection)
+                    await connection.learn_vectors()
                 connection.sketches = self.sketches
                 connection.regex_seconds = self.settings.regex_timeout_seconds
                 yield connection
@@ -278,7 +272,7 @@ class Database:
         connection = await self._wait_for_one(timeout_seconds)
         # After a restart of PostgreSQL the pool is full of dead connections; a request should not have to try them all.
         for _ in range(self.settings.pool_size):
-            if _is_alive(connection):
+            if wire.is_alive(connection.pgconn):
                 break
             if self.watch is not None:
                 self.watch.suspect()

@@ -10,10 +10,10 @@ from pgvector import Bit
 from psycopg import sql
 
 from pgchroma.store import kinds, nearest, sketches, tables, wire
+from pgchroma.store.adapting import Numbers
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.entries import GUARD, Entry
 from pgchroma.store.shortlist import Seqs
-from pgchroma.store.wire import Numbers
 from pgchroma.types import Float32Matrix, Include
 
 # Up to so many matches it is cheapest to look at the sketch of each; about as long as a walk through an index takes at worst.

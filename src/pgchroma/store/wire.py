@@ -7,18 +7,15 @@ statement against 23. Here one goes through libpq's pipeline mode, prepared in t
 import asyncio
 import contextlib
 import re
-import struct
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-import numpy as np
 import psycopg
-from numpy.typing import NDArray
-from psycopg import AsyncConnection, AsyncCursor, errors, sql
+from psycopg import AsyncConnection, AsyncCursor, abc, errors, sql
 from psycopg._preparing import PrepareManager
-from psycopg.adapt import Buffer, Dumper, PyFormat, Transformer
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
@@ -39,57 +36,6 @@ _ROWS = (ExecStatus.TUPLES_OK, ExecStatus.TUPLES_CHUNK)
 _OUTDATED = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
 
 
-_INT8 = psycopg.adapters.types["int8"]
-# Of an array's binary format: dimensions, whether there are nulls, the type, how many numbers, lower bound; then each after its size.
-_HEAD = struct.Struct("!iiIii").pack
-_EMPTY = struct.pack("!iiI", 0, 0, _INT8.oid)
-_DIMENSION = struct.Struct("!HH").pack
-_SIZED = np.dtype([("size", ">i4"), ("value", ">i8")])
-
-
-class Numbers:
-    """Numbers that PostgreSQL takes as bigint[]."""
-
-    __slots__ = ("values",)
-
-    def __init__(self, values: NDArray[np.int64]) -> None:
-        self.values = values
-
-
-class NumbersDumper(Dumper):
-    """Writes them in the array's binary format; psycopg's own takes each by itself."""
-
-    format = Format.BINARY
-    oid = _INT8.array_oid
-
-    def dump(self, obj: Numbers) -> Buffer:
-        """Return the array."""
-        count = len(obj.values)
-        if not count:
-            return _EMPTY
-        fields = np.empty(count, _SIZED)
-        fields["size"], fields["value"] = 8, obj.values
-        return _HEAD(1, 0, _INT8.oid, count, 1) + fields.tobytes()
-
-
-class VectorDumper(Dumper):
-    """Writes a vector in pgvector's binary format, from an array and without an object of pgvector's in between."""
-
-    format = Format.BINARY
-
-    def dump(self, obj: NDArray[Any]) -> Buffer:
-        """Return the dimension, two bytes that mean nothing yet, and the coordinates."""
-        if obj.ndim != 1:
-            raise psycopg.DataError(f"a vector has one axis, not {obj.ndim}")
-        return _DIMENSION(len(obj), 0) + obj.astype(">f4").tobytes()
-
-
-def register(connection: AsyncConnection[Any], vector: int) -> None:
-    """Have a connection use the dumpers above; `vector` is the oid of pgvector's type."""
-    connection.adapters.register_dumper(Numbers, NumbersDumper)
-    connection.adapters.register_dumper(np.ndarray, type("", (VectorDumper,), {"oid": vector}))
-
-
 class OwnStatements(PrepareManager):
     """Deallocates what psycopg prepared, one by one.
 
@@ -106,9 +52,13 @@ class OwnStatements(PrepareManager):
 
 
 class Prepared:
-    """Which statements a connection has prepared; those used last are kept."""
+    """Which statements a connection has prepared; those used last are kept.
+
+    And how it reads and writes PostgreSQL's types: to find that out again for every statement takes longer than to do it.
+    """
 
     def __init__(self) -> None:
+        self._transformer: abc.Transformer | None = None
         # The name is empty until the second use.
         self._names: OrderedDict[_Key, bytes] = OrderedDict()
         self._number = 0
@@ -127,6 +77,16 @@ class Prepared:
         self._names[key] = name = b"pgchroma_%d" % self._number
         return name, True, b""
 
+    def transformer(self, connection: AsyncConnection[Any]) -> abc.Transformer:
+        """Return what reads and writes PostgreSQL's types, as the connection knew them at the first call."""
+        if self._transformer is None:
+            self._transformer = Transformer(connection)
+        return self._transformer
+
+    def forget_types(self) -> None:
+        """Have what reads and writes types made anew, because the connection knows others now."""
+        self._transformer = None
+
     def drop(self, key: _Key) -> None:
         """Forget one, because it is not known whether it was prepared."""
         self._names.pop(key, None)
@@ -134,6 +94,17 @@ class Prepared:
     def clear(self) -> None:
         """Forget everything."""
         self._names.clear()
+
+
+def is_alive(pgconn: PGconn) -> bool:
+    """Whether PostgreSQL has kept a connection open while it lay idle; looks at the socket and asks PostgreSQL nothing."""
+    try:
+        # Twice, because the first look may find only the farewell before the end.
+        for _ in range(2):
+            pgconn.consume_input()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def is_lasting(query: bytes) -> bool:
@@ -205,7 +176,7 @@ async def _fetch(
 ) -> list[Row]:
     text, names = _numbered(query)
     pgconn = connection.pgconn
-    transformer = Transformer.from_context(connection)
+    transformer = prepared.transformer(connection)
     values = transformer.dump_sequence([parameters[name] for name in names], [PyFormat.AUTO] * len(names))
     types, formats = tuple(transformer.types or ()), transformer.formats
     key = (text, types)
@@ -222,7 +193,9 @@ async def _fetch(
             pgconn.send_query_params(text, values, types, formats, Format.BINARY)
         pgconn.pipeline_sync()
         await _arrival(connection)
-        results = await connection.wait(_answers(pgconn))
+        results: list[PGresult] = []
+        if not _take(pgconn, results):
+            await connection.wait(_answers(pgconn, results))
         pgconn.exit_pipeline_mode()
         for result in results:
             if result.status not in (ExecStatus.COMMAND_OK, *_ROWS):
@@ -239,6 +212,8 @@ async def _fetch(
         if result.status in _ROWS:
             transformer.set_pgresult(result)
             rows += transformer.load_rows(0, result.ntuples, tuple)
+    # Else the memory of the answer would be kept until the next one.
+    transformer.set_pgresult(None)
     return rows
 
 
@@ -283,22 +258,25 @@ async def _arrival(connection: AsyncConnection[Any]) -> None:
         loop.remove_reader(socket)
         with contextlib.suppress(psycopg.Error):
             await connection.cancel_safe(timeout=_CANCEL_SECONDS)
-            await connection.wait(_answers(pgconn), timeout=_CANCEL_SECONDS)
+            await connection.wait(_answers(pgconn, []), timeout=_CANCEL_SECONDS)
         raise
     finally:
         loop.remove_reader(socket)
 
 
-def _answers(pgconn: PGconn) -> Generator[Wait, Ready | int, list[PGresult]]:
+def _answers(pgconn: PGconn, results: list[PGresult]) -> Generator[Wait, Ready | int, None]:
     """Wait for the answers up to the end of the pipeline; the connection is usable afterwards, whatever they are."""
     while pgconn.flush():
         if (yield Wait.RW) & Ready.R:
             pgconn.consume_input()
-    results: list[PGresult] = []
-    while True:
-        while pgconn.is_busy():
-            yield Wait.R
-            pgconn.consume_input()
+    while not _take(pgconn, results):
+        yield Wait.R
+        pgconn.consume_input()
+
+
+def _take(pgconn: PGconn, results: list[PGresult]) -> bool:
+    """Take the answers that have arrived, and return whether they are all of the pipeline's."""
+    while not pgconn.is_busy():
         result = pgconn.get_result()
         # Each statement's answers end with nothing.
         if result is None:
@@ -306,5 +284,6 @@ def _answers(pgconn: PGconn) -> Generator[Wait, Ready | int, list[PGresult]]:
                 raise errors.OperationalError(pgconn.get_error_message())
             continue
         if result.status == ExecStatus.PIPELINE_SYNC:
-            return results
+            return True
         results.append(result)
+    return False
