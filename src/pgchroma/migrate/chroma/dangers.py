@@ -34,7 +34,7 @@ _CONDITIONS = (
 # The same of one table alone, whose scan is much quicker than a look into another for every row; numbers and keys are found in
 # its indexes.
 _OF_STRINGS = (
-    f"SELECT max(instr(CAST(string_value AS BLOB), {_NUL})), max(length(CAST(string_value AS BLOB))), "
+    f"SELECT max(instr(CAST(string_value AS BLOB), {_NUL})), max(length(CAST(string_value AS BLOB))), "  # noqa: S608 - our own text
     "sum(length(CAST(string_value AS BLOB))) FROM embedding_metadata NOT INDEXED WHERE string_value IS NOT NULL"
 )
 _OF_FLOATS = "SELECT max(abs(float_value)) FROM embedding_metadata WHERE float_value IS NOT NULL"
