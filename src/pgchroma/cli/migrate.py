@@ -1,7 +1,9 @@
 """`pgchroma migrate`: options in, library called, result out."""
 
 import asyncio
+import functools
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -215,7 +217,7 @@ def start_run(
                     "connect": connected_at - opened_at,
                     **begun.seconds,
                 }
-                begun.extra |= _whole(opened, settings)
+                begun.describe = functools.partial(_whole, opened, settings)
                 done = await runner.carry_out(begun, shown, path)
                 return {**done.as_json(), "receipt": str(path)}
 
@@ -223,7 +225,7 @@ def start_run(
         return shared.carry_out(work(second))
 
 
-def _whole(source: Source, settings: Given) -> Json:
+def _whole(source: Source, settings: Given, advance: Callable[[int], None]) -> Json:
     """Return what a receipt needs later: which part was moved, or every file of a folder all of which was."""
     origin = source.original if isinstance(source, Selected) else source
     if len(source.collections()) < len(origin.collections()):
@@ -231,7 +233,7 @@ def _whole(source: Source, settings: Given) -> Json:
         paths = [item.path for item in origin.collections() if item.id in moved]
         return {"scopes": list(settings.scopes) or paths}
     if isinstance(origin, ChromaFolder):
-        return {"manifest": manifest_of(origin.path)}
+        return {"manifest": manifest_of(origin.path, advance)}
     return {"scopes": list(settings.scopes)} if settings.scopes else {}
 
 
@@ -311,7 +313,7 @@ def resume(
                     chosen = Selected.of_run(opened, noted.names)
                 taken_up = runner.resume(noted, chosen, sink)
                 taken_up.second = second
-                taken_up.extra |= _whole(chosen, settings)
+                taken_up.describe = functools.partial(_whole, chosen, settings)
                 done = await runner.carry_out(taken_up, shown, path)
                 return {**done.as_json(), "receipt": str(path)}
 

@@ -16,7 +16,6 @@ from pgchroma.cli import migrate_text as texts
 from pgchroma.cli.logfile import conclude, log_file
 from pgchroma.cli.migrate_options import Given
 from pgchroma.cli.options import database_options, format_option, required_url, run_id, work_folder
-from pgchroma.cli.tables import tables
 from pgchroma.errors import ConfigurationError, RefusedError, VerificationError
 from pgchroma.migrate import cleanup as cleanups
 from pgchroma.migrate import places, reverify
@@ -188,6 +187,9 @@ def verify(
 
 
 def _verify_tables(receipt_path: Path, origin: str | None, fmt: output.Format, given: dict[str, Any]) -> None:
+    # Only here: all that a move of tables needs would slow down the start of every other command.
+    from pgchroma.cli.tables import tables
+
     click.get_current_context().invoke(
         tables.commands["verify"],
         receipt_path=receipt_path,

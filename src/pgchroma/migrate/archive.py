@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
@@ -17,21 +17,27 @@ _PIECE = 1 << 20
 Manifest = dict[str, list[int | str]]
 
 
-def sha256_of(file: IO[bytes]) -> str:
-    """Return the SHA-256 of what is left to read of a file, in hex."""
+def sha256_of(file: IO[bytes], advance: Callable[[int], None] | None = None) -> str:
+    """Return the SHA-256 of what is left to read of a file, in hex.
+
+    Args:
+        advance: called with the number of bytes that were read since the last call.
+    """
     digest = hashlib.sha256()
     while piece := file.read(_PIECE):
         digest.update(piece)
+        if advance:
+            advance(len(piece))
     return digest.hexdigest()
 
 
-def manifest_of(folder: Path) -> Manifest:
-    """Return size and SHA-256 of every file in a folder."""
+def manifest_of(folder: Path, advance: Callable[[int], None] | None = None) -> Manifest:
+    """Return size and SHA-256 of every file in a folder; `advance` as of `sha256_of`."""
     found: Manifest = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = [path.stat().st_size, sha256_of(file)]
+                found[path.relative_to(folder).as_posix()] = [path.stat().st_size, sha256_of(file, advance)]
     return found
 
 

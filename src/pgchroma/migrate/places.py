@@ -19,7 +19,6 @@ from pgchroma.errors import ConfigurationError, RefusedError, SourceError
 from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.migrate.database import open_database, settings_for
 from pgchroma.migrate.exchange.jsonl import open_jsonl
-from pgchroma.migrate.exchange.parquet import open_parquet
 from pgchroma.migrate.exchange.sink import ExchangeSink
 from pgchroma.migrate.model import Sink, Source
 from pgchroma.migrate.remote import versions
@@ -152,6 +151,9 @@ def open_source(place: Place, options: Options) -> Iterator[Source]:
         elif place.kind == "exchange-jsonl":
             source = stack.enter_context(open_jsonl(place.path, options.work_folder))
         elif place.kind == "exchange-parquet":
+            # Only here: Arrow takes a while to load.
+            from pgchroma.migrate.exchange.parquet import open_parquet
+
             source = stack.enter_context(open_parquet(place.path))
         else:
             source = stack.enter_context(open_folder(place.path, options.work_folder))

@@ -1,7 +1,7 @@
 """What is known of a run while it is under way, and what its receipt says of it."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -25,6 +25,7 @@ class Run:
         read: digests of what was copied, by collection, from a source that goes on changing; the proof reads it once more.
         answers: recall of the target's answers, by collection.
         extra: further members of the receipt.
+        describe: finds more of these while the records are proven; to be called with what is told of bytes that were read.
         second: the process that reads the source, where there is one.
         early: the pages of the first collection, being read while the source is looked through.
     """
@@ -43,6 +44,7 @@ class Run:
     answers: dict[str, Json] = field(default_factory=dict)
     source_changes: list[str] = field(default_factory=list)
     extra: Json = field(default_factory=dict)
+    describe: Callable[[Callable[[int], None]], Json] | None = None
     plan: plans.Plan | None = None
     second: SecondProcess | None = None
     early: tuple[UUID, Generator[Page]] | None = None

@@ -127,7 +127,7 @@ async def carry_out(
             for collection in run.source.collections():
                 await (copy(collection) if copy else copying.copy_collection(run, collection, display))
         with _timed(run, "proof"):
-            await _prove(run, display)
+            await asyncio.gather(_prove(run, display), _describe(run))
     except (DatabaseUnreachableError, RemoteError) as error:
         raise InterruptedMigrationError(
             f"migration {run.run_id} was interrupted: {error.message}",
@@ -183,6 +183,12 @@ async def _prove(run: Run, display: Display) -> None:
             run.extra["horizon"] = written.snapshot.horizon()
         elif isinstance(run.source, DatabaseSource):
             run.extra["horizon"] = run.source.snapshot.horizon()
+
+
+async def _describe(run: Run) -> None:
+    """Find what else the receipt says, beside the proof, which leaves both the disk and a core idle at times."""
+    if run.describe:
+        run.extra |= await asyncio.to_thread(run.describe, _unless_stopping(run, lambda _: None))
 
 
 async def _note_proof(run: Run, collection: SourceCollection, found: CollectionProof) -> None:

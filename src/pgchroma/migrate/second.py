@@ -7,6 +7,7 @@ migrations take as a whole. It ends with this process, however that ends, and ge
 import contextlib
 import ctypes
 import fcntl
+import gc
 import logging
 import multiprocessing
 import os
@@ -30,6 +31,8 @@ Work: TypeAlias = Callable[..., Iterable[Item]]
 _PR_SET_PDEATHSIG = 1
 # What a pipe may hold without privileges; the default makes the two processes take turns too often.
 _PIPE_BYTES: Final = 1 << 20
+# Made since the last look for garbage before there is another one.
+_OBJECTS: Final = 100_000
 
 
 class SecondProcess:
@@ -94,6 +97,10 @@ def _serve(parent: int, calls: Connection, items: Connection, others: Sequence[C
     # An interrupt from the terminal is meant for the parent, which ends between two batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # What the parent had will not become garbage here, and to look at it would copy its memory; a page is thousands of objects, none
+    # of them in a cycle.
+    gc.freeze()
+    gc.set_threshold(_OBJECTS)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             work, arguments = calls.recv()

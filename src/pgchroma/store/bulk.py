@@ -281,10 +281,11 @@ def metadata_fields(
     has_floats = b":[" in together or any(kind not in ("string", "int", "bool") for _, kind in kinds)
     special = [found for found in _CARE_BYTES if found in together]
     number = _CARE_NUMBER.search if has_floats and _CARE_NUMBER.search(together) else None
+    harmless = not special and number is None
     for value, stored in zip(metadatas, encoded, strict=True):
         if not stored:
             yield _NULL + _NULL
-        elif not any(found in stored for found in special) and not (number and number(stored)):
+        elif harmless or (not any(found in stored for found in special) and not (number and number(stored))):
             yield _LENGTH(len(stored) + 1) + b"\x01" + stored + _NULL
         else:
             yield _careful_metadata(value or {})

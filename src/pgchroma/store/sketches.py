@@ -25,6 +25,8 @@ _THRESHOLDS: dict[int, tuple[float, ...]] = {1: (0.0,), 2: (-0.6, 0.6), 3: (-0.8
 # A length that differs from 1 by more than this is no rounding any more.
 _UNIT_TOLERANCE = 0.01
 _LENGTH = struct.Struct("!i").pack
+# So many embeddings are turned together: as many as a core's own cache holds, at usual dimensions.
+_AT_ONCE = 256
 
 
 def levels(dimension: int) -> int:
@@ -108,6 +110,14 @@ def _turns(dimension: int) -> tuple[NDArray[np.float32], NDArray[np.float32], li
 
 def encode(embeddings: Float32Matrix, bits: int) -> NDArray[np.uint8]:
     """Return the sketches of `embeddings`, shape (n, dimension), as packed bytes, shape (n, bytes)."""
+    count, dimension = embeddings.shape
+    packed = np.empty((count, -(-dimension * bits // 8)), np.uint8)
+    for start in range(0, count, _AT_ONCE):
+        packed[start : start + _AT_ONCE] = _encode(embeddings[start : start + _AT_ONCE], bits)
+    return packed
+
+
+def _encode(embeddings: Float32Matrix, bits: int) -> NDArray[np.uint8]:
     dimension = embeddings.shape[1]
     lengths = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
     unit = (lengths / np.sqrt(dimension)).astype(np.float32)[:, None]

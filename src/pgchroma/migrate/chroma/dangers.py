@@ -31,12 +31,17 @@ _CONDITIONS = (
     ("metadata-number", "m.float_value IN (9e999, -9e999)"),
     ("metadata-key", "m.key LIKE 'chroma:%' AND m.key NOT IN ('chroma:document', 'chroma:uri')"),
 )  # fmt: skip
-# The same of one table alone, whose scan is much quicker than a look into another for every row. Of a key it is only asked whether
-# its characters end before its bytes do: at U+0000, and where not all of it is ASCII.
-_OF_VALUES = (
-    f"max(instr(CAST(string_value AS BLOB), {_NUL})), max(length(CAST(string_value AS BLOB))), "
-    "sum(length(CAST(string_value AS BLOB))), max(abs(float_value)), sum(length(key) <> length(CAST(key AS BLOB))), "
-    "sum(key >= 'chroma:' AND key < 'chroma;' AND key <> 'chroma:document' AND key <> 'chroma:uri')"
+# The same of one table alone, whose scan is much quicker than a look into another for every row; numbers and keys are found in
+# its indexes.
+_OF_STRINGS = (
+    f"SELECT max(instr(CAST(string_value AS BLOB), {_NUL})), max(length(CAST(string_value AS BLOB))), "  # noqa: S608 - our own text
+    "sum(length(CAST(string_value AS BLOB))) FROM embedding_metadata NOT INDEXED WHERE string_value IS NOT NULL"
+)
+_OF_FLOATS = "SELECT max(abs(float_value)) FROM embedding_metadata WHERE float_value IS NOT NULL"
+# Of a key it is only asked whether its characters end before its bytes do: at U+0000, and where not all of it is ASCII.
+_OF_KEYS = (
+    "SELECT 1 FROM embedding_metadata WHERE length(key) <> length(CAST(key AS BLOB)) OR (key >= 'chroma:' AND key < 'chroma;'"
+    " AND key <> 'chroma:document' AND key <> 'chroma:uri') LIMIT 1"
 )
 
 
@@ -55,9 +60,9 @@ class Texts:
 
 def look_at(connection: sqlite3.Connection) -> Texts:
     """Look at all texts of a folder once."""
-    nul, longest, total, number, keys, reserved = connection.execute(
-        f"SELECT {_OF_VALUES} FROM embedding_metadata NOT INDEXED"  # noqa: S608 - our own text
-    ).fetchone()
+    nul, longest, total = connection.execute(_OF_STRINGS).fetchone()
+    (number,) = connection.execute(_OF_FLOATS).fetchone()
+    keys = connection.execute(_OF_KEYS).fetchone()
     (ids,) = connection.execute(
         f"SELECT count(*) FROM embeddings WHERE embedding_id = '' OR instr(CAST(embedding_id AS BLOB), {_NUL})"  # noqa: S608 - our own text
     ).fetchone()
@@ -66,13 +71,7 @@ def look_at(connection: sqlite3.Connection) -> Texts:
         and connection.execute("SELECT 1 FROM embedding_metadata_array LIMIT 1").fetchone()
     )
     harmless = not (
-        ids
-        or nul
-        or keys
-        or reserved
-        or lists
-        or (longest or 0) > LARGEST_DOCUMENT_BYTES
-        or number == math.inf
+        ids or nul or keys or lists or (longest or 0) > LARGEST_DOCUMENT_BYTES or number == math.inf
     )
     segments = [str(name) for (name,) in connection.execute("SELECT DISTINCT segment_id FROM embeddings")]
     if len(segments) == 1:

@@ -6,7 +6,6 @@ index_metadata.pickle maps the user's ids to labels. Rows are reused after delet
 """
 
 import io
-import math
 import mmap
 import pickle
 import struct
@@ -187,11 +186,10 @@ class HnswIndex:
 
         Cosine vectors are stored normalised; they are returned times their norm in float32, which is what Chroma returns.
         """
-        wanted = np.array([self.ids.get(name, -1) for name in ids], dtype=np.int64)
-        vectors = np.zeros((len(ids), self.dimension or 0), dtype=np.float32)
-        found = np.zeros(len(ids), dtype=np.bool_)
+        shape = (len(ids), self.dimension or 0)
         if self._elements is None or not len(self._labels):
-            return vectors, found
+            return np.zeros(shape, dtype=np.float32), np.zeros(len(ids), dtype=np.bool_)
+        wanted = np.array([self.ids.get(name, -1) for name in ids], dtype=np.int64)
         slots = np.minimum(np.searchsorted(self._labels, wanted.astype(np.uint64)), len(self._labels) - 1)
         found = (wanted >= 0) & (self._labels[slots] == wanted.astype(np.uint64))
         rows = self._rows[slots[found]]
@@ -200,7 +198,7 @@ class HnswIndex:
         else:
             # Read in file order: a random walk over a file larger than memory would be slow.
             order = np.argsort(rows, kind="stable")
-            stored = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+            stored = np.empty((len(rows), shape[1]), dtype=np.float32)
             stored[order] = self._elements["vector"][rows[order]]
         self._release()
         if self._lengths is not None:
@@ -212,6 +210,7 @@ class HnswIndex:
                 stored[unit] *= self._lengths[rows][unit][:, None]
         if bool(found.all()):
             return stored, found
+        vectors = np.zeros(shape, dtype=np.float32)
         vectors[found] = stored
         return vectors, found
 
@@ -231,9 +230,10 @@ class HnswIndex:
             # Adding up needs no array of its own. What overflows, or is no element any more, only means that a closer look is needed.
             with np.errstate(over="ignore", invalid="ignore"):
                 if self._lengths is not None:
-                    vectors = vectors * self._lengths[part, None]
-                total = float(np.sum(vectors, dtype=np.float64))
+                    total = np.einsum("i,ij->j", self._lengths[part], vectors)
+                else:
+                    total = np.sum(vectors, axis=0)
             self._release()
-            if not math.isfinite(total):
+            if not np.isfinite(total).all():
                 return False
         return True

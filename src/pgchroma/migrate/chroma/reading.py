@@ -26,10 +26,13 @@ _decode_all = msgspec.json.Decoder(list[dict[str, Any]]).decode
 _DOCUMENT, _URI = "chroma:document", "chroma:uri"
 
 
-def _record_query(columns: set[str]) -> tuple[str, str]:
+def _record_query(columns: set[str], *, uris: bool) -> tuple[str, str]:
     """Return (statement for a segment's records after a number, condition for the values that it leaves out: floats).
 
     SQLite puts each record's metadata together as JSON, which keeps text, integers and booleans apart, but not all of a float's bits.
+
+    Args:
+        uris: whether there are any.
     """
     flag = "bool_value" if "bool_value" in columns else "NULL"
     plain = f"({flag} IS NOT NULL OR string_value IS NOT NULL OR int_value IS NOT NULL)"
@@ -41,8 +44,9 @@ def _record_query(columns: set[str]) -> tuple[str, str]:
     def of(key: str) -> str:
         return f"(SELECT string_value FROM embedding_metadata m WHERE m.id = e.id AND m.key = '{key}')"  # noqa: S608
 
+    uri = of(_URI) if uris else "NULL"
     return (
-        f"SELECT e.id, e.embedding_id, {of(_DOCUMENT)}, {of(_URI)}, (SELECT CAST(json_group_object(key, {typed}) AS BLOB)"  # noqa: S608
+        f"SELECT e.id, e.embedding_id, {of(_DOCUMENT)}, {uri}, (SELECT CAST(json_group_object(key, {typed}) AS BLOB)"  # noqa: S608
         f" FROM embedding_metadata m WHERE m.id = e.id AND m.key <> '{_DOCUMENT}' AND m.key <> '{_URI}' AND {plain})"
         " FROM embeddings e WHERE e.segment_id = ? AND e.id > ? ORDER BY e.id"
     ), f"float_value IS NOT NULL AND NOT {plain} AND key NOT IN ('{_DOCUMENT}', '{_URI}')"
@@ -82,7 +86,12 @@ class FolderReader:
         self.source = source
         self._copy = copy
         self._has_arrays = bool(layout.columns(connection, "embedding_metadata_array"))
-        self._record_query, self._is_float = _record_query(layout.columns(connection, "embedding_metadata"))
+        uris = connection.execute(
+            "SELECT 1 FROM embedding_metadata WHERE key = ? AND string_value IS NOT NULL LIMIT 1", (_URI,)
+        ).fetchone()
+        self._record_query, self._is_float = _record_query(
+            layout.columns(connection, "embedding_metadata"), uris=bool(uris)
+        )
         self._has_floats = connection.execute(
             f"SELECT 1 FROM embedding_metadata WHERE {self._is_float} LIMIT 1"  # noqa: S608 - names of our own
         ).fetchone()

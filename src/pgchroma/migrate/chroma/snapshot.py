@@ -105,18 +105,19 @@ def connect(copy: Path) -> sqlite3.Connection:
 
 
 def require_sound(connection: sqlite3.Connection) -> None:
-    """Have SQLite look through a database; SourceError names the first damage."""
+    """Have SQLite look through the tables of a database and their indexes; SourceError names the first damage."""
     try:
         # The full-text tables are derived from the documents and not read here, so their damage does not matter.
-        damage = [
-            str(line)
-            for (line,) in connection.execute("PRAGMA quick_check(10)")
-            if line != "ok" and "embedding_fulltext" not in str(line)
-        ]
+        tables = connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'embedding_fulltext%'"
+        ).fetchall()
+        for (name,) in tables:
+            quoted = str(name).replace('"', '""')
+            for (line,) in connection.execute(f'PRAGMA quick_check("{quoted}")'):
+                if line != "ok":
+                    raise _damaged(line)
     except sqlite3.DatabaseError as error:
         raise _damaged(error) from error
-    if damage:
-        raise _damaged(damage[0])
 
 
 class Snapshot:

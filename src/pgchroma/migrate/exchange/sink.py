@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from pgchroma.errors import RefusedError
 from pgchroma.migrate import aside, journal
 from pgchroma.migrate.exchange import form
 from pgchroma.migrate.exchange.jsonl import JsonlWriter, open_jsonl
-from pgchroma.migrate.exchange.parquet import ParquetWriter, open_parquet
 from pgchroma.migrate.model import (
     Checkpoint,
     Encode,
@@ -24,6 +24,10 @@ from pgchroma.migrate.model import (
     as_they_are,
 )
 from pgchroma.types import Float32Matrix, Record
+
+if TYPE_CHECKING:
+    # Imported where it is needed: Arrow takes a while to load.
+    from pgchroma.migrate.exchange.parquet import ParquetWriter
 
 
 class ExchangeSink:
@@ -63,10 +67,15 @@ class ExchangeSink:
         }
 
     @property
-    def _writer(self) -> JsonlWriter | ParquetWriter:
+    def _writer(self) -> "JsonlWriter | ParquetWriter":
         # Not before the first word: a dry run writes nothing.
         if self._open is None:
-            self._open = ParquetWriter(self._path) if self._parquet else JsonlWriter(self._path)
+            if self._parquet:
+                from pgchroma.migrate.exchange.parquet import ParquetWriter
+
+                self._open = ParquetWriter(self._path)
+            else:
+                self._open = JsonlWriter(self._path)
         return self._open
 
     async def find(self, collection: SourceCollection) -> tuple[SourceCollection, int] | None:
@@ -137,6 +146,8 @@ class ExchangeSink:
             self._writer.finish()
             self._finished = True
         if self._parquet:
+            from pgchroma.migrate.exchange.parquet import open_parquet
+
             with open_parquet(self._writer.partial) as folder:
                 yield folder
         else:

@@ -9,10 +9,9 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
-import httpx
 import numpy as np
 import orjson
 
@@ -20,13 +19,17 @@ from pgchroma.errors import ConfigurationError, RefusedError, SourceError
 from pgchroma.migrate.model import Json
 from pgchroma.types import Float32Matrix, Record
 
+if TYPE_CHECKING:
+    # Imported where it is needed: it takes a while to load, and most migrations have no server at either end.
+    import httpx
+
 logger = logging.getLogger("pgchroma.migrate")
 
 ATTEMPTS: Final = 6
 # What a server says that is busy, starting or failing, and may not say the next time.
 _PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
 _FIRST_PAUSE_SECONDS = 0.25
-_TIMEOUT = httpx.Timeout(120.0, connect=10.0)
+_TIMEOUT_SECONDS, _CONNECT_SECONDS = 120.0, 10.0
 _EVERYTHING: Final = ["embeddings", "documents", "metadatas", "uris"]
 # Chroma's server refuses bodies of more than 40 MiB.
 LARGEST_BODY_BYTES: Final = 12 * 1024 * 1024
@@ -68,8 +71,11 @@ class RemoteClient:
     """
 
     def __init__(self, access: Access) -> None:
+        import httpx
+
         self.url = access.url.rstrip("/")
-        self._http = httpx.Client(timeout=_TIMEOUT, headers=dict(access.headers), follow_redirects=False)
+        timeout = httpx.Timeout(_TIMEOUT_SECONDS, connect=_CONNECT_SECONDS)
+        self._http = httpx.Client(timeout=timeout, headers=dict(access.headers), follow_redirects=False)
         self._pause = threading.Event()
         self.api = "/api/v2"
         if self._call("GET", "/heartbeat", missing=(404, 410)) is None:
@@ -132,6 +138,8 @@ class RemoteClient:
         api: str | None = None,
     ) -> Any:  # noqa: ANN401 - whatever JSON the server sends
         """Send a request, several times if need be; None when the status is one of `missing`."""
+        import httpx
+
         url = self.url + (self.api if api is None else api) + path
         content = None if body is None else orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         headers = {} if content is None else {"content-type": "application/json"}
@@ -167,7 +175,7 @@ class RemoteClient:
             hint="check that the server runs and can be reached, then run again or resume",
         )
 
-    def _content(self, answer: httpx.Response, request: str) -> Any:  # noqa: ANN401 - whatever JSON the server sends
+    def _content(self, answer: "httpx.Response", request: str) -> Any:  # noqa: ANN401 - whatever JSON the server sends
         try:
             return orjson.loads(answer.content) if answer.content else {}
         except orjson.JSONDecodeError as error:

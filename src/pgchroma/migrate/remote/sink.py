@@ -177,6 +177,9 @@ class ServerSink:
 
     def where(self, collection: SourceCollection) -> tuple[str, str, str]:
         """Return what the client's calls need to name the target collection."""
+        if collection.id not in self._ids:
+            # An earlier attempt copied all of it; this one only asks it.
+            self._found(collection)
         return collection.tenant, collection.database, self._ids[collection.id]
 
     async def encoder(self, collection: SourceCollection) -> Encode:
