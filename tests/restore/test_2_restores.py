@@ -386,6 +386,21 @@ def is_in_recovery(host: Host) -> bool:
     return bool(answer.stdout.strip() == "t")
 
 
+def reboot(host: Host) -> None:
+    """Boot the host anew and wait until it is another boot: the connection may be gone before the command has answered."""
+    which = "systemctl show --property=UserspaceTimestamp"
+    before = host.check_output(which)
+    host.check_output("systemd-run --on-active=1s systemctl reboot")
+
+    def is_another() -> bool:
+        try:
+            return bool(host.check_output(which) != before)
+        except (RuntimeError, AssertionError):
+            return False
+
+    wait_for("it has booted", is_another, seconds=120)
+
+
 class TestInterruptedRecovery:
     """The command is gone while the server replays WAL: the same command again sees it to its end, another target takes its files."""
 
@@ -397,7 +412,7 @@ class TestInterruptedRecovery:
         interrupt(host, latest=True)
         kept = cluster.receipt("restore.json")["kept"]
         # What only the command promotes waits for it, through a boot as well.
-        host.run("systemctl reboot")
+        reboot(host)
         wait_for("it replays again", lambda: is_in_recovery(host), seconds=120)
         done = playbook("restore.yml", restore={"latest": True}, confirm="backup-restore1")
         assert done.returncode == 0, done.stdout

@@ -743,12 +743,12 @@ def test_wal_is_sent_by_hand_where_another_repository_is_in_the_way(
     ]
 
 
-SLEEP = "import time; time.sleep(300)"
+SLEEP = "import signal; signal.pause()"
 # A child of a process of that name, each as pgBackRest's are named; it prints its number.
 NESTED = (
-    "import subprocess, time; "
+    "import signal, subprocess; "
     f"print(subprocess.Popen(['pgbackrest', '-c', {SLEEP!r}, 'restore:local'], executable={sys.executable!r}).pid, flush=True); "
-    "time.sleep(300)"
+    "signal.pause()"
 )
 
 
