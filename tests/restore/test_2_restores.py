@@ -484,7 +484,8 @@ class TestArchiveEnd:
             told = host.file("/root/restore.log").content_string
             assert "cannot be reached" in told, told
             assert "run the same playbook again to resume" in told
-            assert host.run("pgrep -x pgbackrest").rc != 0, "nothing of it may go on when S3 answers again"
+            left = host.run("pgrep -af 'restore:loca[l]'").stdout
+            assert not left, "nothing of it may go on when S3 answers again"
             assert not host.file(f"{DATA}/global/pg_control").exists
         finally:
             s3.check_output("systemctl start haproxy")
