@@ -29,11 +29,7 @@ def labels(settings: Settings, repository: Repository) -> list[dict[str, Any]]:
     Raises:
         BackupError: it cannot be read.
     """
-    info = engine.information(settings, repository.number)
-    fault = engine.repository_fault(info, settings, repository.number)
-    if fault is not None:
-        raise fault
-    return backups_of(info, repository.number)
+    return backups_of(engine.holding(settings, repository.number), repository.number)
 
 
 def record_digests(settings: Settings, last: dict[str, Any]) -> dict[str, Any]:

@@ -140,7 +140,6 @@ def run(command: list[str], *, text: str = "", timeout: float | None = None) -> 
     Raises:
         BackupError: the program does not exist, or did not end in time.
     """
-    environment = {**os.environ, "LC_ALL": "C.UTF-8", "PGCONNECT_TIMEOUT": "10"}
     try:
         done = subprocess.run(  # noqa: S603
             as_postgres(command),
@@ -148,19 +147,27 @@ def run(command: list[str], *, text: str = "", timeout: float | None = None) -> 
             stderr=subprocess.STDOUT,
             input=text.encode(),
             cwd="/",
-            env=environment,
+            env=environment(),
             timeout=timeout,
             check=False,
         )
     except FileNotFoundError as error:
-        raise BackupError(
-            f"{command[0]} does not exist", "run site.yml; it installs it", NOT_READY
-        ) from error
+        raise missing(command) from error
     except subprocess.TimeoutExpired as error:
         raise BackupError(
             f"{command[0]} did not end within {timeout:g} s", "run it by hand to see why"
         ) from error
     return Done(done.returncode, done.stdout.decode("utf-8", "replace"))
+
+
+def environment() -> dict[str, str]:
+    """Return the environment that commands run in: messages in English, and no endless wait for a server."""
+    return {**os.environ, "LC_ALL": "C.UTF-8", "PGCONNECT_TIMEOUT": "10"}
+
+
+def missing(command: list[str]) -> BackupError:
+    """Return the error of a program that does not exist."""
+    return BackupError(f"{command[0]} does not exist", "run site.yml; it installs it", NOT_READY)
 
 
 def run_restore(command: list[str]) -> Done:
@@ -170,19 +177,22 @@ def run_restore(command: list[str]) -> Done:
     it was told: both go on writing, into files that have been in service since.
 
     Raises:
-        BackupError: one of an earlier restore does not end.
+        BackupError: one of an earlier restore does not end, or the program does not exist.
     """
     end_orphans()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(  # noqa: S603
-            as_postgres(command),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(  # noqa: S603
+                as_postgres(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                env=environment(),
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise missing(command) from error
         try:
             status = process.wait()
         finally:
@@ -318,6 +328,19 @@ def repository_fault(info: dict[str, Any], settings: Settings, number: int) -> B
         if entry["key"] == number and entry["status"]["code"] not in (0, 2):
             return explained(f"reading {settings.repository(number)}", entry["status"]["message"])
     return None
+
+
+def holding(settings: Settings, number: int) -> dict[str, Any]:
+    """Return what information() does of one repository.
+
+    Raises:
+        BackupError: it cannot be read.
+    """
+    info = information(settings, number)
+    fault = repository_fault(info, settings, number)
+    if fault is not None:
+        raise fault
+    return info
 
 
 def query(settings: Settings, statement: str, *, socket: str = "", port: int = 0, **values: str) -> list[str]:

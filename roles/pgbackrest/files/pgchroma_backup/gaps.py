@@ -6,17 +6,15 @@ former cluster had, and the restored server knows nothing of it.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import backup, engine, receipts, timelines, wal
+from . import backup, engine, receipts, recovery, timelines, wal
 from .errors import BackupError, RefusedError
 from .settings import Settings
-from .timelines import Archive, Line, lsn_number
+from .timelines import Archive, Line
 
-SEGMENT = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})")
 # Of PostgreSQL, where there is no cluster to ask yet.
 SEGMENT_BYTES = 16 << 20
 
@@ -24,13 +22,6 @@ SEGMENT_BYTES = 16 << 20
 def told(files: list[str]) -> str:
     """Return files of WAL for people."""
     return files[0] if len(files) == 1 else f"{files[0]} to {files[-1]} ({len(files)} files)"
-
-
-def segment_bytes(settings: Settings) -> int:
-    """Return how large a segment of the cluster's WAL is."""
-    control = engine.run([f"{settings.bin_dir}/pg_controldata", "-D", settings.data_dir])
-    found = re.search(r"^Bytes per WAL segment:\s+(\d+)", control.output, re.MULTILINE)
-    return int(found[1]) if found else SEGMENT_BYTES
 
 
 def between(first: str, line: Line, last: str, size: int) -> list[str]:
@@ -44,15 +35,10 @@ def between(first: str, line: Line, last: str, size: int) -> list[str]:
         size: bytes of a segment.
     """
     each = (1 << 32) // size
-
-    def number(name: str) -> int:
-        match = SEGMENT.fullmatch(name)
-        return int(match[2], 16) * each + int(match[3], 16) if match else lsn_number(name) // size - 1
-
-    own, at = int(first[:8], 16), number(first)
+    own, at = int(first[:8], 16), recovery.end_of(first, size) // size - 1
     files = []
     for one in [*sorted(passed for passed in line.forks if passed >= own), line.number]:
-        end = lsn_number(line.forks[one]) // size if one in line.forks else number(last) + 1
+        end = recovery.end_of(line.forks.get(one, last), size) // size
         files += [f"{one:08X}.history"] if one != own else []
         files += [f"{one:08X}{count // each:08X}{count % each:08X}" for count in range(at, end)]
         at = max(at, end)
@@ -66,7 +52,7 @@ def absent(archive: Archive, files: list[str]) -> list[str]:
         BackupError: the repository cannot be read.
     """
     held = set(archive.names)
-    for folder in sorted({name[:16] for name in files if SEGMENT.fullmatch(name)} & held):
+    for folder in sorted({name[:16] for name in files if recovery.SEGMENT.match(name)} & held):
         held |= set(archive.segments(folder))
     return [name for name in files if name not in held]
 
@@ -77,7 +63,8 @@ def find(settings: Settings, archive: Archive, entry: dict[str, Any], line: Line
     Raises:
         BackupError: the repository cannot be read.
     """
-    wanted = between(entry["archive"]["start"], line, archive.end(entry, line), segment_bytes(settings))
+    size = recovery.segment_bytes(settings, settings.data, SEGMENT_BYTES)
+    wanted = between(entry["archive"]["start"], line, archive.end(entry, line), size)
     files = absent(archive, wanted)
     # Looked for twice: segments are sent several at a time, and a later one may have come first.
     return absent(archive, files) if files else files
@@ -93,10 +80,7 @@ def of(settings: Settings, number: int) -> list[str]:
     """
     late = wal.waiting(settings)
     own = wal.timeline(settings)
-    info = engine.information(settings, number)
-    fault = engine.repository_fault(info, settings, number)
-    if fault is not None:
-        raise fault
+    info = engine.holding(settings, number)
     good = [entry for entry in backup.backups_of(info, number) if not entry["error"]]
     if not good:
         return []
@@ -142,10 +126,8 @@ def carried(settings: Settings, alone: Settings, number: int, file: Path) -> boo
         command = engine.command_line(settings, "archive-get", *options)
         if engine.run([*command, file.name, str(file)]).status != 0:
             continue
-        sent = engine.run([*engine.command_line(alone, "archive-push", "--no-archive-async"), str(file)])
+        wal.deliver(alone, file, number)
         file.unlink()
-        if sent.status != 0:
-            raise engine.explained(f"sending {file.name} into {settings.repository(number)}", sent.output)
         return True
     return False
 

@@ -43,12 +43,22 @@ def own_server(settings: Settings) -> Server:
 
 def must_pass(settings: Settings, server: Server, end: str) -> int:
     """Return the LSN, as a number, at which the last segment ends, or the timeline began."""
-    found = SEGMENT.match(end)
-    if found is None:
-        return lsn_number(end) if end else 0
-    control = engine.run([f"{settings.bin_dir}/pg_controldata", "-D", str(server.data)]).output
-    size = int(re.findall(r"^Bytes per WAL segment:\s+(\d+)", control, re.MULTILINE)[0])
-    return (int(found[2], 16) << 32) + (int(found[3], 16) + 1) * size
+    if not end:
+        return 0
+    return end_of(end, segment_bytes(settings, server.data) if SEGMENT.match(end) else 0)
+
+
+def end_of(name: str, size: int) -> int:
+    """Return the LSN, as a number, at which a segment of ``size`` bytes ends; an LSN is its own."""
+    found = SEGMENT.match(name)
+    return (int(found[2], 16) << 32) + (int(found[3], 16) + 1) * size if found else lsn_number(name)
+
+
+def segment_bytes(settings: Settings, data: Path, usual: int = 0) -> int:
+    """Return how large a segment of a cluster's WAL is; ``usual``, where it is given, for a cluster that does not tell."""
+    control = engine.run([f"{settings.bin_dir}/pg_controldata", "-D", str(data)]).output
+    found = re.findall(r"^Bytes per WAL segment:\s+(\d+)", control, re.MULTILINE)
+    return usual if usual and not found else int(found[0])
 
 
 def since_start(log: str) -> str:

@@ -43,10 +43,7 @@ def folder(settings: Settings, number: int) -> str:
     Raises:
         BackupError: the repository cannot be read, or holds no WAL of it.
     """
-    info = engine.information(settings, number)
-    fault = engine.repository_fault(info, settings, number)
-    if fault is not None:
-        raise fault
+    info = engine.holding(settings, number)
     newest = max((entry["id"] for entry in info["db"]), default=0)
     for entry in info["archive"]:
         if entry["database"] == {"id": newest, "repo-key": number}:
@@ -102,10 +99,18 @@ def push(settings: Settings, name: str, number: int) -> None:
                 held[place] = timelines.listed(settings, number, f"{path}/{place}")
             if any(other.startswith(file) for other in [*timeless, *held.get(place, [])]):
                 continue
-            command = engine.command_line(alone, "archive-push", "--no-archive-async")
-            done = engine.run([*command, str(settings.data / "pg_wal" / file)])
-            if done.status != 0:
-                raise engine.explained(f"sending {file} into {settings.repository(number)}", done.output)
+            deliver(alone, settings.data / "pg_wal" / file, number)
+
+
+def deliver(alone: Settings, file: Path, number: int) -> None:
+    """Send a file of WAL into one repository; ``alone`` is what only() yields for it.
+
+    Raises:
+        BackupError: the repository does not take it.
+    """
+    done = engine.run([*engine.command_line(alone, "archive-push", "--no-archive-async"), str(file)])
+    if done.status != 0:
+        raise engine.explained(f"sending {file.name} into {alone.repository(number)}", done.output)
 
 
 def wait(settings: Settings, name: str, number: int) -> None:
