@@ -233,7 +233,7 @@ from pgchroma.migrate.remote.client import RemoteClient
 from pgchroma.store import snapshot
 snapshot.PAGE_RECORDS = 40
 # Each page a batch of its own.
-pages._GATHERED_BYTES = 1
+pages.LARGEST_BODY_BYTES = 1
 write, count = RemoteClient.write, 0
 
 def instrumented(self, *arguments):
@@ -248,7 +248,7 @@ RemoteClient.write = instrumented
 
 
 # In the second case some collections are copied as a whole, and only to be proven.
-@pytest.mark.parametrize("prelude", [_KILLED, _KILLED.replace("pages._GATHERED_BYTES = 1", "")])
+@pytest.mark.parametrize("prelude", [_KILLED, _KILLED.replace("pages.LARGEST_BODY_BYTES = 1", "")])
 def test_a_migration_to_a_server_is_resumed_after_a_kill(
     prelude: str, moved: dict[str, str], server: str, tmp_path: Path
 ) -> None:

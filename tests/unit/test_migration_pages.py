@@ -7,6 +7,7 @@ import pytest
 
 from pgchroma.migrate import pages
 from pgchroma.migrate.model import Quarantined
+from pgchroma.migrate.remote.client import record_bytes
 from pgchroma.types import Record
 
 EMPTY = Record(0, "id", np.zeros(4, np.float32), "text", None)
@@ -52,6 +53,6 @@ def test_what_is_put_aside_goes_with_the_page_it_was_in() -> None:
 
 
 def test_bytes_bound_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_GATHERED_BYTES", 3 * pages._bytes(EMPTY))
+    monkeypatch.setattr(pages, "LARGEST_BODY_BYTES", 3 * record_bytes(EMPTY))
     found = list(pages.gathered(iter([page(1, 2), page(3, 1), page(4, 1)]), 100))
     assert [len(records) for records, _, _ in found] == [3, 1]

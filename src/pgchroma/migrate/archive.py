@@ -5,7 +5,7 @@ import hashlib
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypeAlias, cast
 
 import zstandard
 
@@ -79,30 +79,36 @@ def pack(folder: Path, target: Path) -> None:
         ) from error
 
 
+# Path below the archive's root, size in bytes, and the file itself.
+Member: TypeAlias = tuple[str, int, IO[bytes]]
+
+
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open an archive for reading from front to back.
+def opened(path: Path) -> Iterator[Iterator[Member]]:
+    """Open an archive; its files are read from front to back.
 
     Raises:
-        zstandard.ZstdError: at the end, where what was read is not what was written.
+        zstandard.ZstdError: after the last file, where what was read is not what was written.
     """
     with (
         path.open("rb") as file,
         zstandard.ZstdDecompressor().stream_reader(file) as plain,
         tarfile.open(fileobj=cast(IO[bytes], plain), mode="r|") as archive,
     ):
-        yield archive
-        # The checksum over all of it stands at the very end, behind what tar reads.
-        while plain.read(1 << 20):
-            pass
+        yield _members(archive, cast(IO[bytes], plain))
+
+
+def _members(archive: tarfile.TarFile, plain: IO[bytes]) -> Iterator[Member]:
+    for member in archive:
+        content = archive.extractfile(member) if member.isfile() else None
+        if content is not None:
+            yield member.name.partition("/")[2], member.size, content
+    # The checksum over all of it stands at the very end, behind what tar reads.
+    while plain.read(_PIECE):
+        pass
 
 
 def packed_manifest(path: Path) -> Manifest:
     """Return size and SHA-256 of every file in an archive, read back from it."""
-    found: Manifest = {}
-    with opened(path) as archive:
-        for member in archive:
-            content = archive.extractfile(member) if member.isfile() else None
-            if content is not None:
-                found[member.name.partition("/")[2]] = [member.size, sha256_of(content)]
-    return found
+    with opened(path) as members:
+        return {name: [size, sha256_of(content)] for name, size, content in members}

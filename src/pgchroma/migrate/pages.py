@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from pgchroma.migrate.chroma.folder import ChromaFolder
 from pgchroma.migrate.model import Encode, Limits, Quarantined, Source, SourceCollection
 from pgchroma.migrate.policies import Policies, Readable, movable
+from pgchroma.migrate.remote.client import LARGEST_BODY_BYTES, record_bytes
 from pgchroma.migrate.second import Item, SecondProcess
 from pgchroma.migrate.selection import Selected
 from pgchroma.store.bulk import Encoding, Prepared
 from pgchroma.types import Record
-
-# What a batch of several pages may come to; a page of its own may be as large.
-_GATHERED_BYTES: Final = 16 * 1024 * 1024
 
 # Records as `Sink.write` takes them, records put aside, position of the last of them.
 Page: TypeAlias = tuple[Sequence[Record], list[Quarantined], int]
@@ -43,22 +41,18 @@ def encoded(
 def gathered(
     pages: Iterable[tuple[list[Record], list[Quarantined], int]], most: int
 ) -> Iterator[tuple[list[Record], list[Quarantined], int]]:
-    """Yield pages put together, as many as are no more than `most` records and about `_GATHERED_BYTES`; larger ones as they are."""
+    """Yield pages put together, as many as are no more than `most` records and fit a request's body; larger ones as they are."""
     records: list[Record] = []
     aside: list[Quarantined] = []
     position = size = 0
     for more, others, place in pages:
-        needed = sum(map(_bytes, more))
-        if (records or aside) and (len(records) + len(more) > most or size + needed > _GATHERED_BYTES):
+        needed = sum(map(record_bytes, more))
+        if (records or aside) and (len(records) + len(more) > most or size + needed > LARGEST_BODY_BYTES):
             yield records, aside, position
             records, aside, size = [], [], 0
         records, aside, size, position = [*records, *more], [*aside, *others], size + needed, place
     if records or aside:
         yield records, aside, position
-
-
-def _bytes(record: Record) -> int:
-    return (0 if record.embedding is None else record.embedding.nbytes) + len(record.document or "")
 
 
 def _from_elsewhere(second: SecondProcess, *arguments: object) -> Generator[Page]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pgchroma.server.http import HttpError, bad_request, unimplemented, unprocessable
 from pgchroma.server.payloads import MetadataJson
-from pgchroma.store import sparse
+from pgchroma.store import bulk, sparse
 from pgchroma.types import MetadataPatch
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
@@ -28,7 +28,7 @@ def record_columns(
     if _are_plain(metadatas):
         return [metadata or None for metadata in metadatas]
     columns: list[MetadataPatch | None] = [
-        _checked(metadata, f"metadatas[{index}]", "metadatas", index, allow_null=allow_null)
+        _converted(metadata, f"metadatas[{index}]", "metadatas", index, allow_null=allow_null)
         if metadata
         else None
         for index, metadata in enumerate(metadatas)
@@ -40,10 +40,7 @@ def record_columns(
 
 def _are_plain(metadatas: Sequence[MetadataJson | None]) -> bool:
     """Whether no key and no value in them needs a look of its own: seen by key and Python's type, of which there are few."""
-    seen: set[tuple[str, type]] = set()
-    for metadata in metadatas:
-        if metadata:
-            seen.update(zip(metadata, map(type, metadata.values()), strict=True))
+    seen = bulk.types(metadatas)
     keys = {key for key, _ in seen}
     if not all(key and key[0] not in "#$" for key in keys) or not keys.isdisjoint(_RESERVED_KEYS):
         return False
@@ -78,20 +75,7 @@ def of_collection(metadata: MetadataJson | None, member: str, *, allow_null: boo
         return None
     if not metadata:
         raise bad_request(f"Validation error: {member}: Metadata cannot be empty")
-    return _checked(metadata, member, member, None, allow_null=allow_null)
-
-
-def _checked(
-    metadata: MetadataJson, path: str, member: str, index: int | None, *, allow_null: bool
-) -> dict[str, Any]:
-    for key, value in metadata.items():
-        if not key or key[0] in "#$" or (index is not None and key in _RESERVED_KEYS):
-            raise _bad_key(key, member, index)
-        kind = type(value)
-        if kind in _PLAIN or (kind is int and _INT64_MIN <= value <= _INT64_MAX):  # type: ignore[operator]
-            continue
-        return _converted(metadata, path, member, index, allow_null=allow_null)
-    return metadata
+    return _converted(metadata, member, member, None, allow_null=allow_null)
 
 
 def _converted(

@@ -12,12 +12,12 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
 
+from pgchroma.store import vectors
+
 _INT8 = psycopg.adapters.types["int8"]
 # Dimensions, whether there are nulls, the type, length and lower bound; then each number after its size.
 _NUMBERS_HEAD, _NUMBER = struct.Struct("!5i"), np.dtype([("size", ">i4"), ("value", ">i8")])
 _NO_NUMBERS = struct.pack("!3i", 0, 0, _INT8.oid)
-# Dimension, and two bytes that are not used.
-_VECTOR_HEAD = struct.Struct("!2H")
 
 
 class Numbers:
@@ -54,7 +54,7 @@ class EmbeddingDumper(Dumper):
         """Return the vector."""
         if obj.ndim != 1:
             raise ValueError(f"an embedding has one dimension, not {obj.ndim}")
-        return _VECTOR_HEAD.pack(len(obj), 0) + obj.astype(">f4").tobytes()
+        return vectors.to_binary(obj)
 
 
 async def register(connection: AsyncConnection[Any]) -> bool:

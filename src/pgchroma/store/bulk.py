@@ -18,7 +18,8 @@ from pgchroma.errors import InvalidArgumentError
 from pgchroma.store import configuration, metadata, sketches, text, vectors
 from pgchroma.types import Float32Matrix, Record, RecordPage
 
-_NULL = b"\xff\xff\xff\xff"
+# A field of COPY BINARY that has no value.
+NULL = b"\xff\xff\xff\xff"
 # The columns that are written, in order; the last one only where the collection has sketches.
 COLUMNS = ("seq", "vseq", "id", "id_full", "document", "metadata", "metadata_exact", "uri", "sketch")
 # fields, and twice the length and place of an eight-byte number that is not known yet
@@ -182,14 +183,20 @@ def _objects(records: Sequence[Record]) -> dict[int, dict[str, Mapping[str, Any]
     return found
 
 
-def kinds(metadatas: Sequence[Mapping[str, Any] | None]) -> set[tuple[str, str]]:
-    """Return the (metadata key, value type) pairs that occur; None is no value."""
-    # By Python's type first, which costs next to nothing; only lists are looked into one by one.
+def types(metadatas: Sequence[Mapping[str, Any] | None]) -> set[tuple[str, type]]:
+    """Return the (metadata key, Python's type of a value) pairs that occur, of which there are few; costs next to nothing."""
     seen: set[tuple[str, type]] = set()
-    found: set[tuple[str, str]] = set()
     for entry in metadatas:
         if entry:
             seen.update(zip(entry, map(type, entry.values()), strict=True))
+    return seen
+
+
+def kinds(metadatas: Sequence[Mapping[str, Any] | None]) -> set[tuple[str, str]]:
+    """Return the (metadata key, value type) pairs that occur; None is no value."""
+    # By Python's type first; only lists are looked into one by one.
+    seen = types(metadatas)
+    found: set[tuple[str, str]] = set()
     lists = {key for key, kind in seen if kind is list}
     for key, kind in seen:
         if kind is not list and kind is not type(None):
@@ -216,9 +223,7 @@ def _encode(
     records: Sequence[Record], dimension: int, bits: int, kinds: set[tuple[str, str]]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     head = _HEAD(len(COLUMNS) if bits else len(COLUMNS) - 1, 8, 0, 8, 0)
-    sketch = (
-        sketches.copy_field(np.zeros(-(-dimension * bits // 8), np.uint8), dimension, bits) if bits else b""
-    )
+    sketch = sketches.blank_field(dimension, bits) if bits else b""
     parts = [vectors.COPY_HEADER]
     append = parts.append
     lengths = []
@@ -227,13 +232,13 @@ def _encode(
     for record, ident, stored in zip(records, _ids(records), metadatas, strict=True):
         document = record.document
         if document is None:
-            length, data = _NULL, b""
+            length, data = NULL, b""
         else:
             data = document.encode()
             if b"\x00" in data or b"\xef\xb7" in data:
                 data = text.encode(document).encode()
             length = _LENGTH(len(data))
-        uri = _NULL if record.uri is None else _field(text.encode_utf8(record.uri))
+        uri = NULL if record.uri is None else field(text.encode_utf8(record.uri))
         row = b"".join((head, ident, length, data, stored, uri, sketch))
         lengths.append(len(row))
         append(row)
@@ -243,7 +248,8 @@ def _encode(
     return np.frombuffer(bytearray().join(parts), np.uint8), places
 
 
-def _field(data: bytes) -> bytes:
+def field(data: bytes) -> bytes:
+    """Return a field of COPY BINARY."""
     return _LENGTH(len(data)) + data
 
 
@@ -257,11 +263,11 @@ def _ids(records: Sequence[Record]) -> Iterator[bytes]:
         and max(map(len, ids), default=0) <= text.LONGEST_KEY_BYTES
     ):
         for record_id in ids:
-            yield _LENGTH(len(record_id)) + record_id.encode() + _NULL
+            yield _LENGTH(len(record_id)) + record_id.encode() + NULL
         return
     for record_id in ids:
         key, full = text.id_key(record_id)
-        yield _field(key.encode()) + (_NULL if full is None else _field(full.encode()))
+        yield field(key.encode()) + (NULL if full is None else field(full.encode()))
 
 
 def metadata_fields(
@@ -284,9 +290,9 @@ def metadata_fields(
     harmless = not special and number is None
     for value, stored in zip(metadatas, encoded, strict=True):
         if not stored:
-            yield _NULL + _NULL
+            yield NULL + NULL
         elif harmless or (not any(found in stored for found in special) and not (number and number(stored))):
-            yield _LENGTH(len(stored) + 1) + b"\x01" + stored + _NULL
+            yield _LENGTH(len(stored) + 1) + b"\x01" + stored + NULL
         else:
             yield _careful_metadata(value or {})
 
@@ -301,6 +307,6 @@ def _json(value: Mapping[str, Any]) -> bytes:
 def _careful_metadata(value: Mapping[str, Any]) -> bytes:
     cleaned = metadata.merge(None, value)
     if not cleaned:
-        return _NULL + _NULL
+        return NULL + NULL
     stored, exact = metadata.encode(cleaned)
-    return _LENGTH(len(stored) + 1) + b"\x01" + stored + (_NULL if exact is None else _field(exact.encode()))
+    return _LENGTH(len(stored) + 1) + b"\x01" + stored + (NULL if exact is None else field(exact.encode()))

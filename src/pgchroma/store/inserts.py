@@ -19,8 +19,6 @@ from pgchroma.store import bulk, sketches, sparse, tables, text, vectors
 from pgchroma.store.connection import Connection
 from pgchroma.types import Collection, Float32Matrix
 
-_NULL = b"\xff\xff\xff\xff"
-_LENGTH = struct.Struct("!i").pack
 _TWO_NUMBERS = struct.Struct("!hiqiq").pack
 # Handed to libpq at a time; what the socket does not take of it is moved about in memory.
 _PORTION_BYTES = 128 * 1024
@@ -129,25 +127,15 @@ def _encoding(
         for change, fields, sketch in zip(part, stored, sketched, strict=False):
             stream += (
                 _TWO_NUMBERS(count, 8, change.seq, 8, change.seq),
-                _text_field(change.key),
-                _NULL if change.full is None else _text_field(change.full),
-                _NULL if change.document is None else _encoded_field(change.document),
+                bulk.field(change.key.encode()),
+                bulk.NULL if change.full is None else bulk.field(change.full.encode()),
+                bulk.NULL if change.document is None else bulk.field(text.encode_utf8(change.document)),
                 fields,
-                _NULL if change.uri is None else _encoded_field(change.uri),
+                bulk.NULL if change.uri is None else bulk.field(text.encode_utf8(change.uri)),
                 sketch,
             )
         yield
     stream.append(vectors.COPY_TRAILER)
-
-
-def _text_field(value: str) -> bytes:
-    data = value.encode()
-    return _LENGTH(len(data)) + data
-
-
-def _encoded_field(value: str) -> bytes:
-    data = text.encode_utf8(value)
-    return _LENGTH(len(data)) + data
 
 
 async def copy(connection: Connection, table: sql.Composable, buffer: bytes | memoryview) -> None:

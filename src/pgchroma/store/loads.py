@@ -119,9 +119,7 @@ async def _copy(
     """Write a chunk into two tables; `bits` per dimension of the sketches that the records table has a column for, or 0."""
     further = None
     if bits:
-        matrix = dumps.embeddings_of(chunk)
-        packed = sketches.encode(matrix, bits)
-        further = [sketches.copy_field(row, matrix.shape[1], bits) for row in packed]
+        further = list(sketches.copy_fields(dumps.embeddings_of(chunk), bits))
     streams = dumps.copy_streams(chunk, await _numbers(connection, chunk.rows), further)
     columns = (
         sql.SQL("{}, sketch").format(_COLUMNS) if bits else _COLUMNS,

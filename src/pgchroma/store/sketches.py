@@ -59,13 +59,6 @@ def _signs(dimension: int, turn: int) -> NDArray[np.float32]:
     return np.where(np.frombuffer(data, np.uint8) & 1, np.float32(1), np.float32(-1))
 
 
-def _sides(dimension: int) -> tuple[int, int]:
-    """Return the sizes of the two matrices whose product is the largest block."""
-    size = 1 << (dimension.bit_length() - 1)
-    left = 1 << ((size.bit_length() - 1) // 2)
-    return left, size // left
-
-
 def rotate(embeddings: Float32Matrix) -> Float32Matrix:
     """Return the embeddings turned by a fixed rotation that spreads every coordinate over all of them.
 
@@ -73,15 +66,14 @@ def rotate(embeddings: Float32Matrix) -> Float32Matrix:
     their sketch's bits spent on the least.
     """
     count, dimension = embeddings.shape
-    left, right = _sides(dimension)
-    size = left * right
+    left, right, signs = _turns(dimension)
+    size = len(left) * len(right)
     turned = embeddings.astype(np.float32)
     # Blocks at either end in turn, because there are Hadamard matrices for few sizes only.
-    for turn, start in enumerate((0, dimension - size, 0, dimension - size)):
-        turned *= _signs(dimension, turn)
-        block = turned[:, start : start + size].reshape(count, left, right)
-        block = _hadamard(left) @ (block @ _hadamard(right))
-        turned[:, start : start + size] = block.reshape(count, size)
+    for start, sign in zip((0, dimension - size, 0, dimension - size), signs, strict=True):
+        turned *= sign
+        block = turned[:, start : start + size].reshape(count, len(left), len(right))
+        turned[:, start : start + size] = (left @ (block @ right)).reshape(count, size)
     return turned
 
 
@@ -104,14 +96,20 @@ def _rotate_one(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 @functools.cache
 def _turns(dimension: int) -> tuple[NDArray[np.float32], NDArray[np.float32], list[NDArray[np.float32]]]:
     """Return the matrices on either side of a block, and the signs of each turn."""
-    left, right = _sides(dimension)
-    return _hadamard(left), _hadamard(right), [_signs(dimension, turn) for turn in range(4)]
+    size = 1 << (dimension.bit_length() - 1)
+    left = 1 << ((size.bit_length() - 1) // 2)
+    return _hadamard(left), _hadamard(size // left), [_signs(dimension, turn) for turn in range(4)]
+
+
+def _width(dimension: int, bits: int) -> int:
+    """Return how many bytes a sketch has."""
+    return -(-dimension * bits // 8)
 
 
 def encode(embeddings: Float32Matrix, bits: int) -> NDArray[np.uint8]:
     """Return the sketches of `embeddings`, shape (n, dimension), as packed bytes, shape (n, bytes)."""
     count, dimension = embeddings.shape
-    packed = np.empty((count, -(-dimension * bits // 8)), np.uint8)
+    packed = np.empty((count, _width(dimension, bits)), np.uint8)
     for start in range(0, count, _AT_ONCE):
         packed[start : start + _AT_ONCE] = _encode(embeddings[start : start + _AT_ONCE], bits)
     return packed
@@ -143,18 +141,19 @@ def text(packed: NDArray[np.uint8], dimension: int, bits: int) -> str:
     return "".join(map(str, np.unpackbits(packed)[: dimension * bits].tolist()))
 
 
-def copy_field(packed: NDArray[np.uint8], dimension: int, bits: int) -> bytes:
-    """Return one sketch as a field of COPY BINARY."""
-    data = packed.tobytes()
-    return _LENGTH(len(data) + 4) + _LENGTH(dimension * bits) + data
+def _copy_head(dimension: int, bits: int) -> bytes:
+    return _LENGTH(_width(dimension, bits) + 4) + _LENGTH(dimension * bits)
+
+
+def blank_field(dimension: int, bits: int) -> bytes:
+    """Return a field of COPY BINARY with room for a sketch at its end, still zero."""
+    return _copy_head(dimension, bits) + bytes(_width(dimension, bits))
 
 
 def copy_fields(embeddings: Float32Matrix, bits: int) -> Iterator[bytes]:
     """Yield the sketch of each embedding, shape (n, dimension), as a field of COPY BINARY."""
     packed = encode(embeddings, bits)
-    width = packed.shape[1]
-    head = _LENGTH(width + 4) + _LENGTH(embeddings.shape[1] * bits)
-    data = packed.tobytes()
+    width, head, data = packed.shape[1], _copy_head(embeddings.shape[1], bits), packed.tobytes()
     for start in range(0, len(data), width):
         yield head + data[start : start + width]
 

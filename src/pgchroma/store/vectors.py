@@ -1,6 +1,8 @@
 """Embeddings to and from pgvector's binary format: int16 dimension, int16 zero, then big-endian float32."""
 
+import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +13,15 @@ MAX_DIMENSION = 16_000
 # A row with a longer vector does not fit an 8 KiB page and must go to TOAST.
 MAX_INLINE_DIMENSION = 1_900
 
+_HEAD = struct.Struct("!2H").pack
+
 # What every COPY BINARY stream begins and ends with.
 COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 COPY_TRAILER = b"\xff\xff"
+
+
+def _fields(dimension: int) -> list[tuple[Any, ...]]:
+    return [("dimension", ">i2"), ("unused", ">i2"), ("embedding", ">f4", (dimension,))]
 
 
 def _row(dimension: int) -> np.dtype[np.void]:
@@ -25,9 +33,7 @@ def _row(dimension: int) -> np.dtype[np.void]:
             ("len2", ">i4"),
             ("record_seq", ">i8"),
             ("len3", ">i4"),
-            ("dimension", ">i2"),
-            ("unused", ">i2"),
-            ("embedding", ">f4", (dimension,)),
+            *_fields(dimension),
         ]
     )
 
@@ -70,8 +76,12 @@ def copy_buffer(vector_seqs: NDArray[np.int64], seqs: NDArray[np.int64], embeddi
     return stream.tobytes()
 
 
+def to_binary(embedding: NDArray[Any]) -> bytes:
+    """Return what `vector_recv()` takes for an embedding, shape (dimension,)."""
+    return _HEAD(len(embedding), 0) + embedding.astype(">f4").tobytes()
+
+
 def from_binary(values: Sequence[bytes]) -> Float32Matrix:
     """Return shape (n, dimension) from n values of `vector_send()`; (0, 1) from none."""
     dimension = (len(values[0]) - 4) // 4 if values else 1
-    row = np.dtype([("dimension", ">i2"), ("unused", ">i2"), ("embedding", ">f4", (dimension,))])
-    return np.frombuffer(b"".join(values), row)["embedding"].astype(np.float32)
+    return np.frombuffer(b"".join(values), np.dtype(_fields(dimension)))["embedding"].astype(np.float32)

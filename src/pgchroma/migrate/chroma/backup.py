@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import zstandard
 
 from pgchroma.errors import ConfigurationError, RefusedError, SourceChangedError, SourceError
 from pgchroma.migrate import aside
-from pgchroma.migrate.archive import Manifest, differences, manifest_of, opened, pack, sha256_of
+from pgchroma.migrate.archive import Manifest, Member, differences, manifest_of, opened, pack, sha256_of
 from pgchroma.migrate.chroma.folder import open_folder
 from pgchroma.migrate.chroma.snapshot import DATABASE, connect, require_folder, require_sound
 from pgchroma.migrate.sqlite_files import copy_database
@@ -154,18 +154,11 @@ def _pack(scratch: Path, name: str, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _members(archive: Path) -> Iterator[Iterator[tuple[str, int, IO[bytes]]]]:
-    """Yield (path below the archive's root, size in bytes, file) of every file, or raise SourceError for a damaged archive."""
-
-    def members(opened_archive: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:
-        for member in opened_archive:
-            content = opened_archive.extractfile(member) if member.isfile() else None
-            if content is not None:
-                yield member.name.partition("/")[2], member.size, content
-
+def _members(archive: Path) -> Iterator[Iterator[Member]]:
+    """Yield what `opened` does, or raise SourceError for a damaged archive."""
     try:
-        with opened(archive) as file:
-            yield members(file)
+        with opened(archive) as members:
+            yield members
     except FileNotFoundError as error:
         raise SourceError(f"{archive} does not exist", hint="name an archive that `create` made") from error
     except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
