@@ -25,6 +25,7 @@ from pgchroma.server import logs, metrics
 from pgchroma.server.app import ApplicationFactory
 from pgchroma.server.listening import listen, url
 from pgchroma.server.notify import notify
+from pgchroma.server.protocol import JoiningProtocol
 from pgchroma.server.settings import ServerSettings, unknown_variables
 
 logger = logging.getLogger("pgchroma.supervisor")
@@ -217,7 +218,7 @@ def serve(
         factory=True,
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http=JoiningProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
