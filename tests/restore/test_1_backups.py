@@ -88,8 +88,10 @@ def test_timers_run_at_boot_and_failures_raise_the_alert(host: Host, cluster: Cl
         "pgchroma-backup-check",
         "pgchroma-backup-drill",
         "pgchroma-backup-verify",
+        "pgchroma-backup-even-out",
     ):
-        assert "pgchroma-backup-alert@" in host.check_output(f"systemctl show {unit} -p OnFailure --value")
+        alert = host.check_output(f"systemctl show {unit} -p OnFailure --value")
+        assert ("pgchroma-backup-alert@" in alert) == (unit != "pgchroma-backup-even-out")
         exposure = host.check_output(f"systemd-analyze security --no-pager {unit}.service | tail -1")
         assert float(exposure.split(":")[1].split()[0]) <= 3.0, exposure
 
@@ -518,6 +520,12 @@ def test_disk_full_in_the_repository(host: Host, cluster: Cluster) -> None:
         host.check_output("umount /mnt/small; rm -f /etc/pgbackrest/small.*")
 
 
+def is_whole(cluster: Cluster, number: int) -> bool:
+    """Whether WAL leads from a repository's newest backup to the running cluster."""
+    plan = cluster.plan(latest=True, repository=number)
+    return plan.status == 0 and plan.result["lacks"] == []
+
+
 class TestRepositoryAway:
     def test_backup_names_it_and_the_other_gets_its_own(self, cluster: Cluster, s3_away: None) -> None:
         before = cluster.newest(1)
@@ -560,6 +568,11 @@ class TestRepositoryAway:
         assert cluster.rows() == rows
         assert host.service("pgchroma").is_running
         assert cluster("restore-finish", "--keep=restored").status == 0
+        wait_for("the other one that answers has all of it, too", lambda: is_whole(cluster, 3), seconds=120)
+
+    def test_it_gets_what_it_lacks_when_it_is_back(self, cluster: Cluster) -> None:
+        """Without waiting for the hourly check: until then nothing written since the restore could be restored from it."""
+        wait_for("S3 has it, too", lambda: is_whole(cluster, 2), seconds=240)
 
     def test_nothing_stops_for_wal_that_the_repository_does_not_get(
         self, host: Host, cluster: Cluster, playbook: Playbook

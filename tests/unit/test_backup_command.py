@@ -585,6 +585,32 @@ def test_a_cluster_restored_to_before_every_backup_asks_for_one(torn: Callable[.
     assert "no backup in repository 1 (local: posix, /r) leads to the cluster as it is" in first["detail"]
 
 
+def test_every_repository_is_given_what_it_lacks_once_it_answers(
+    torn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, sent = torn()
+    of, faults = gaps.of, [errors.BackupError("repository 2 does not answer", "look", errors.UNREACHABLE)]
+
+    def asked(host: Any, number: int) -> list[str]:
+        if number == 2 and faults:
+            raise faults[0]
+        return of(host, number) if number == 1 else []
+
+    monkeypatch.setattr(gaps, "of", asked)
+    with pytest.raises(errors.BackupError, match="repository 2 does not answer") as caught:
+        gaps.even_out(here)
+    assert caught.value.code == errors.UNREACHABLE
+    assert [name for name, _ in sent] == [LOST, UNSENT], "the others get theirs"
+    faults[0] = errors.RefusedError("no backup leads to the cluster", "run backup.yml")
+    assert gaps.even_out(here) == {
+        "kind": "even-out",
+        "sent": {"local": [LOST, UNSENT]},
+        "lost": {"local": []},
+    }
+    faults.clear()
+    assert gaps.even_out(here)["lost"] == {"local": [], "offsite": []}
+
+
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["another one has it", "none has"])
 def test_no_restore_to_the_end_goes_by_a_repository_that_lacks_wal(
     planned: Callable[..., Any],

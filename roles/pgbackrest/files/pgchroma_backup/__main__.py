@@ -15,6 +15,7 @@ from . import (
     check,
     drill,
     engine,
+    gaps,
     overview,
     planning,
     point,
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verb("info", "list backups and the range of WAL in each repository")
     verb("check", "send WAL through every repository and judge the age of backups and of the last drill")
+    verb("even-out", "send every repository the WAL that it lacks and another one holds")
     added = verb("verify", "read every file of a repository against its checksum")
     added.add_argument("--repository", type=int, action="append", default=[])
     only_told(added)
@@ -127,6 +129,7 @@ def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
         },
         "info": lambda: overview.run(host),
         "check": lambda: checked(host),
+        "even-out": lambda: gaps.even_out(host),
         "verify": lambda: (verification.plan if words.dry_run else verification.run)(host, words.repository),
         "restore-plan": lambda: planning.plan(host, words.target),
         "restore-flush": lambda: restore.send(host, words.target),

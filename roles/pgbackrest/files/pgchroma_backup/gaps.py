@@ -17,6 +17,7 @@ from .timelines import Archive, Line
 
 # Of PostgreSQL, where there is no cluster to ask yet.
 SEGMENT_BYTES = 16 << 20
+EVEN_OUT = "pgchroma-backup-even-out.service"
 
 
 def told(files: list[str]) -> str:
@@ -76,7 +77,8 @@ def of(settings: Settings, number: int) -> list[str]:
     What PostgreSQL has yet to archive is late, not lacking.
 
     Raises:
-        BackupError: the repository cannot be read, or no backup in it leads to the running cluster.
+        BackupError: the repository cannot be read.
+        RefusedError: no backup in it leads to the running cluster.
     """
     late = wal.waiting(settings)
     own = wal.timeline(settings)
@@ -91,7 +93,7 @@ def of(settings: Settings, number: int) -> list[str]:
         line = timelines.told(own, history.read_text(encoding="utf-8"))
     leading = [entry for entry in good if line.follows(entry)]
     if not leading:
-        raise BackupError(
+        raise RefusedError(
             f"no backup in {settings.repository(number)} leads to the cluster as it is: it was restored to before them, onto timeline {own}",
             f"run backup.yml with -e backup_repository={number}",
         )
@@ -109,6 +111,42 @@ def mend(settings: Settings, number: int, files: list[str]) -> list[str]:
     with wal.only(settings, number) as alone, tempfile.TemporaryDirectory(dir=wal.PLACE) as place:
         receipts.give(Path(place))
         return [name for name in files if not carried(settings, alone, number, Path(place) / name)]
+
+
+def even_out(settings: Settings) -> dict[str, Any]:
+    """Have every repository hold what another one does of the way to the running cluster; returns what was sent and what none holds.
+
+    Raises:
+        BackupError: one cannot be read, or does not take what it lacks; the others have got theirs.
+    """
+    sent: dict[str, list[str]] = {}
+    lost: dict[str, list[str]] = {}
+    away: list[BackupError] = []
+    for repository in settings.repositories:
+        try:
+            lacks = of(settings, repository.number)
+            left = mend(settings, repository.number, lacks)
+        except RefusedError:
+            # It wants a backup: the hourly check says so.
+            continue
+        except BackupError as error:
+            away.append(error)
+            continue
+        sent[repository.name] = [name for name in lacks if name not in left]
+        lost[repository.name] = left
+    if away:
+        raise BackupError("; ".join(error.message for error in away), away[0].hint, away[0].code)
+    return {"kind": "even-out", "sent": sent, "lost": lost}
+
+
+def even_out_later(settings: Settings) -> None:
+    """Have systemd do that in the background, again and again until every repository answers; without it the hourly check does.
+
+    A restore sends by hand what one repository needs, so that another one that was away is nothing to wait for. Until the others have
+    it, too, nothing written since could be restored from them.
+    """
+    engine.run_as_root(["systemctl", "reset-failed", EVEN_OUT])
+    engine.run_as_root(["systemctl", "start", "--no-block", EVEN_OUT])
 
 
 def carried(settings: Settings, alone: Settings, number: int, file: Path) -> bool:

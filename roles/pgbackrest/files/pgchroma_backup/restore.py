@@ -69,6 +69,7 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, 
         copied = time.time()
         recover(settings, found["until"])
         marker.close(settings)
+        gaps.even_out_later(settings)
         now = engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")
         receipt = {
             **found,
