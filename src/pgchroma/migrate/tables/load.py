@@ -1,4 +1,4 @@
-"""Copies the rows of one table: SQLite writes COPY's text format, one thread reads while the other sends."""
+"""Copies the rows of one table as COPY BINARY: one thread, or process, reads and encodes while the other sends."""
 
 import json
 import queue
@@ -22,6 +22,7 @@ from pgchroma.migrate.tables.ddl import table_name
 from pgchroma.migrate.tables.inspect_rows import Finding, key_columns, prepare, unfit
 from pgchroma.migrate.tables.mapping import ColumnPlan, Mapping, TablePlan
 from pgchroma.migrate.tables.source import Database, reopened
+from pgchroma.store.vectors import COPY_HEADER, COPY_TRAILER
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -33,7 +34,7 @@ _FETCH_ROWS: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows in COPY's text format and the key of the last of them."""
+    """Rows of COPY BINARY and the key of the last of them."""
 
     chunks: list[bytes]
     rows: int
@@ -91,17 +92,14 @@ def value_or_null(
     column: ColumnPlan,
     findings: tuple[Finding, ...],
     expression: str,
-    null: str,
 ) -> str:
-    """Return `expression`, or `null` where the column's value does not fit and the mapping says so."""
+    """Return `expression`, or NULL where the column's value does not fit and the mapping says so."""
     stripped = any(
         finding.table == plan.source and finding.column == column.source and finding.policy == "null"
         for finding in findings
     )
     return (
-        f"CASE WHEN {unfit(table, plan, column)} THEN {null} ELSE {expression} END"
-        if stripped
-        else expression
+        f"CASE WHEN {unfit(table, plan, column)} THEN NULL ELSE {expression} END" if stripped else expression
     )
 
 
@@ -119,7 +117,6 @@ def _statement(table: Table, plan: TablePlan, findings: tuple[Finding, ...], res
                 column.on_nul,
                 usual_times=column.source in table.usual_times,
             ),
-            formatting.null_of(column.kind),
         )
         for column in plan.moved
     )
@@ -153,7 +150,7 @@ def batches(
     last: tuple[Any, ...] = ()
     for group in fetched(cursor, table.largest, _FETCH_ROWS):
         columns = list(zip(*group, strict=True))[width:]
-        chunks.append(formatting.lines(kinds, columns))
+        chunks.append(formatting.rows(kinds, columns))
         rows, size, last = rows + len(group), size + len(chunks[-1]), group[-1][:width]
         if rows >= BATCH_ROWS or size >= BATCH_BYTES:
             yield Batch(chunks, rows, encode_key(table, last))
@@ -212,7 +209,7 @@ def _from_elsewhere(
 def _batches(
     copy: Path, table: Table, plan: TablePlan, findings: tuple[Finding, ...], position: list[Any] | None
 ) -> Iterator[Item]:
-    """Run in the second process: read and format."""
+    """Run in the second process: read and encode."""
     with reopened(copy) as connection:
         prepare(connection, plan)
         connection.text_factory = bytes
@@ -247,9 +244,11 @@ class Loader:
     def _copy(self, target: sql.Identifier, batch: Batch) -> None:
         with (
             self._connection.cursor() as cursor,
-            cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(target, self._columns)) as copy,
+            cursor.copy(
+                sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, self._columns)
+            ) as copy,
         ):
-            for chunk in batch.chunks:
+            for chunk in (COPY_HEADER, *batch.chunks, COPY_TRAILER):
                 copy.write(chunk)
 
     def _merge(self, batch: Batch) -> int:
@@ -297,7 +296,7 @@ def load(
     """Copy what is behind the checkpoint, then the rows for quarantine.
 
     Args:
-        second: a process that reads and formats while this one sends.
+        second: a process that reads and encodes while this one sends.
 
     Raises:
         SourceError: SQLite could not read a row.
