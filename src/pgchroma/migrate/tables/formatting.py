@@ -172,6 +172,16 @@ def _pieces(arrays: Sequence[NDArray[Any]]) -> list[bytes]:
     return pieces
 
 
+def _filled(values: Sequence[Any], places: Sequence[int], value: object) -> Sequence[Any]:
+    """Return values with another one at these places."""
+    if not places:
+        return values
+    filled = list(values)
+    for place in places:
+        filled[place] = value
+    return filled
+
+
 def rows(kinds: Sequence[Kind], columns: Sequence[Sequence[Any]]) -> bytes:
     """Return rows of COPY BINARY, without its header and trailer.
 
@@ -183,16 +193,15 @@ def rows(kinds: Sequence[Kind], columns: Sequence[Sequence[Any]]) -> bytes:
     numbers = [np.full(count, len(kinds), ">i2")]
     parts: list[Sequence[bytes]] = []
     for kind, values in zip(kinds, columns, strict=True):
-        _, blank = _FIXED.get(kind.name, ("", b""))
-        nulls = [value is None for value in values] if None in values else []
-        data: Sequence[Any] = [blank if value is None else value for value in values] if nulls else values
+        nulls = [n for n, value in enumerate(values) if value is None] if None in values else []
+        data = _filled(values, nulls, _FIXED[kind.name][1] if kind.name in _FIXED else b"")
         if kind.name in _FIXED:
             fixed = _numbers(kind, data)
             sizes = np.full(count, fixed.itemsize, ">i4")
             if not nulls:
                 numbers += (sizes, fixed)
                 continue
-            data = [b"" if null else piece for null, piece in zip(nulls, _pieces([fixed]), strict=True)]
+            data = _filled(_pieces([fixed]), nulls, b"")
         else:
             sizes = np.fromiter(map(len, data), ">i4", count)
         if nulls:
