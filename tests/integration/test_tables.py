@@ -552,6 +552,72 @@ def test_values_that_text_formats_stumble_over_survive(
     assert all(row[3] == bytes(range(256)) for row in rows)
 
 
+def test_values_of_every_type_arrive_in_new_tables_and_in_existing_ones(
+    database_url: str, target: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "types.db"
+    types: dict[str, tuple[dict[str, str], list[Any]]] = {
+        "small": ({"type": "smallint"}, [-(2**15), 2**15 - 1]),
+        "whole": ({"type": "integer", "convert": "integer"}, ["-7", 2**31 - 1]),
+        "flag": ({"type": "boolean"}, ["true", 0]),
+        "price": ({"type": "numeric(6,2)"}, ["-1234.50", 7]),
+        "digits": ({"type": "numeric"}, ["1e-16383", "9e131071"]),
+        "number": ({"type": "double precision"}, [-0.0, 3]),
+        "code": ({"type": "varchar(3)"}, ["東京x", ""]),
+        "doc": ({"type": "json"}, ['{"b": 1,  "a": 2}', "null"]),
+        "tree": ({"type": "jsonb"}, ['{"b": "ü", "n": 1e300}', "[]"]),
+        "any": ({"type": "jsonb", "convert": "scalar"}, ["two", 2.5]),
+        "key": ({"type": "uuid"}, [b"0123456789abcdef", "00000000-0000-0000-0000-00000000000a"]),
+        "day": ({"type": "date"}, ["0001-01-01", "9999-12-31"]),
+        "hour": ({"type": "time"}, ["00:00", "23:59:59.999999"]),
+        "at": ({"type": "timestamp", "convert": "epoch_milliseconds"}, [-1, 1_740_824_130_120]),
+        "zoned": ({"type": "timestamptz"}, ["2025-03-01T12:15:30.120+02:00", "9999-12-31 23:59:59"]),
+        "pic": ({"type": "bytea"}, [b"", bytes(range(256))]),
+    }
+    with contextlib.closing(sqlite3.connect(source)) as connection, connection:
+        connection.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, {', '.join(types)})")
+        rows = [*zip(*(values for _, values in types.values()), strict=True), (None,) * len(types)]
+        connection.executemany(f"INSERT INTO t VALUES (NULL, {', '.join('?' * len(types))})", rows)  # noqa: S608 - names of our own
+
+    def edit(data: Any, policy: str = "fail") -> None:
+        data["t"]["on_conflict"] = policy
+        for name, (change, _) in types.items():
+            data["t"]["columns"][name] |= {"convert": "none", **change}
+
+    done = run(source, database_url, tmp_path, "--mapping", edited(source, tmp_path, edit))
+    assert done.code == 0, done.stderr
+    query = (
+        "SELECT small, whole, flag, price::text, scale(digits), number::text, code, doc::text, tree ->> 'b', \"any\"::text, key::text, "
+        "day::text, hour::text, at::text, (zoned AT TIME ZONE 'UTC')::text, octet_length(pic) FROM app.t ORDER BY id"
+    )
+    expected = [
+        (
+            -(2**15), -7, True, "-1234.50", 16383, "-0", "東京x", '{"b": 1,  "a": 2}', "ü", '"two"',
+            "30313233-3435-3637-3839-616263646566", "0001-01-01", "00:00:00", "1969-12-31 23:59:59.999",
+            "2025-03-01 10:15:30.12", 0,
+        ),
+        (
+            2**15 - 1, 2**31 - 1, False, "7.00", 0, "3", "", "null", None, "2.5",
+            "00000000-0000-0000-0000-00000000000a", "9999-12-31", "23:59:59.999999", "2025-03-01 10:15:30.12",
+            "9999-12-31 23:59:59", 256,
+        ),
+        (None,) * len(types),
+    ]  # fmt: skip
+    assert target.execute(query).fetchall() == expected
+    target.execute("UPDATE app.t SET (small, price, code, at) = (1, 1, 'x', now()) WHERE id < 3")
+    target.execute("DELETE FROM app.t WHERE id = 3")
+    update = edited(source, tmp_path, lambda data: edit(data, "update"), "update.yml")
+    done = run(source, database_url, tmp_path, "--mapping", update)
+    assert done.code == 0, done.stderr
+    assert target.execute(query).fetchall() == expected
+    # PostgreSQL itself refuses what a narrower column of a table that was there before cannot hold.
+    target.execute("TRUNCATE app.t")
+    target.execute("ALTER TABLE app.t ALTER code TYPE varchar(2)")
+    again = edited(source, tmp_path, edit, "again.yml")
+    assert run(source, database_url, tmp_path, "--mapping", again).code != 0
+    assert scalar(target, "SELECT count(*) FROM app.t") == 0
+
+
 # -- interruptions ------------------------------------------------------------------------------------------------------------
 
 _SMALL = "import pgchroma.migrate.tables.load as load\nload.BATCH_ROWS = 100\nload._FETCH_ROWS = 50\n"

@@ -1,17 +1,20 @@
-"""Which values of the snapshot do not fit, and how the others are written in COPY's text format.
+"""Which values of the snapshot do not fit, and how the others are written as COPY BINARY.
 
-SQLite looks at values and turns them into text, and whole columns of a few thousand rows are escaped at once: a look at each
-value in Python would take several times as long.
+SQLite looks at values, and whole columns of a thousand rows are encoded at once: a look at each value in Python would take
+several times as long. Only what SQLite cannot check or convert passes through a Python function.
 """
 
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
-from datetime import date, time
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 
-import orjson
+import numpy as np
+from numpy.typing import NDArray
+from psycopg.abc import Buffer
+from psycopg.adapt import PyFormat, Transformer
 
 from pgchroma.migrate.tables.kinds import EXACT_FLOAT, INTEGER_BITS, Kind, MisfitError, convert
 
@@ -20,7 +23,7 @@ SYMBOL_FOR_NULL: Final = "\u2400"
 
 
 def register(connection: sqlite3.Connection) -> None:
-    """Give a connection to the snapshot the functions that `misfit` and `copy_text` call."""
+    """Give a connection to the snapshot the functions that `misfit` and `selected` call."""
 
     def bad_utf8(data: bytes | None) -> int:
         try:
@@ -37,7 +40,8 @@ def register(connection: sqlite3.Connection) -> None:
 
 
 def register_kind(connection: sqlite3.Connection, kind: Kind) -> None:
-    """Give a connection the two functions of one kind: whether a value fits, and its text."""
+    """Give a connection the two functions of one kind: whether a value fits, and what `rows` wants for one that does."""
+    transformer = Transformer()
 
     def bad(value: object) -> int:
         try:
@@ -46,14 +50,18 @@ def register_kind(connection: sqlite3.Connection, kind: Kind) -> None:
             return 1
         return 0
 
-    def text(value: object) -> str:
+    def field(value: object) -> str | Buffer | None:
         converted = convert(kind, value)
         if kind.conversion == "scalar":
-            return repr(value) if isinstance(value, int | float) else json.dumps(value)
-        return converted.isoformat() if isinstance(converted, date | time) else str(converted)
+            return None if value is None else json.dumps(value)
+        if isinstance(converted, datetime):
+            return converted.replace(tzinfo=None).isoformat()
+        if converted is None or isinstance(converted, str):
+            return converted
+        return transformer.get_dumper(converted, PyFormat.BINARY).dump(converted)
 
     connection.create_function(f"pgc_bad_{_slug(kind)}", 1, bad, deterministic=True)
-    connection.create_function(f"pgc_text_{_slug(kind)}", 1, text, deterministic=True)
+    connection.create_function(f"pgc_field_{_slug(kind)}", 1, field, deterministic=True)
 
 
 def _slug(kind: Kind) -> str:
@@ -117,70 +125,92 @@ def usual_time(column: str) -> str:
     )
 
 
-# What stands for NULL until a chunk is done: no text that PostgreSQL takes holds it.
-_NULL: Final = b"\x00"
-_BETWEEN: Final = b"\x00\x02"
-_ESCAPES: Final = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t"))
-
-
 def selected(kind: Kind, column: str, on_nul: str, *, usual_times: bool) -> str:
-    """Return an SQL expression for a fitting value of `column` as `lines` wants it."""
-    if kind.name == "double precision":
-        return column
+    """Return an SQL expression for a fitting value of `column` as `rows` wants it; NULL stays NULL."""
     if kind.name in INTEGER_BITS:
-        text = f"CAST({column} AS TEXT)"
-    elif kind.name == "boolean":
-        text = f"CASE WHEN {column} = 1 OR lower({column}) = 'true' THEN 't' ELSE 'f' END"
-    elif kind.name == "bytea":
-        text = rf"'\\x' || hex({column})"
-    elif kind.name in ("text", "varchar") and kind.conversion == "none":
+        return column if kind.conversion == "none" else f"CAST({column} AS INTEGER)"
+    if kind.name == "boolean":
+        return f"{column} = 1 OR lower({column}) = 'true'"
+    plain = kind.name in ("double precision", "text", "varchar", "bytea", "json", "jsonb")
+    plain = (plain and kind.conversion == "none") or (_is_timestamp(kind) and usual_times)
+    value = column if plain else f"pgc_field_{_slug(kind)}({column})"
+    if kind.name in ("text", "varchar") and on_nul != "fail":
         symbol = SYMBOL_FOR_NULL if on_nul == "replace" else ""
-        text = column if on_nul == "fail" else f"pgc_without_nul({column}, '{symbol}')"
-    elif (kind.name in ("json", "jsonb") and kind.conversion == "none") or (
-        _is_timestamp(kind) and usual_times
-    ):
-        text = column
-    else:
-        text = f"pgc_text_{_slug(kind)}({column})"
-    return f"CASE WHEN {column} IS NULL THEN char(0) ELSE {text} END"
+        return f"pgc_without_nul({value}, '{symbol}')"
+    # The version of jsonb's binary form.
+    return f"char(1) || {value}" if kind.name == "jsonb" else value
 
 
-def null_of(kind: Kind) -> str:
-    """Return the SQL expression that `lines` takes for NULL."""
-    return "NULL" if kind.name == "double precision" else "char(0)"
+# Types whose values all have one size: the number that PostgreSQL takes, and what stands for NULL in a column of them.
+_FIXED: Final[dict[str, tuple[str, object]]] = {
+    "smallint": (">i2", 0),
+    "integer": (">i4", 0),
+    "bigint": (">i8", 0),
+    "boolean": (">i1", 0),
+    "double precision": (">f8", 0),
+    "timestamp": (">i8", b""),
+    "timestamptz": (">i8", b""),
+}
+# PostgreSQL counts microseconds from here.
+_EPOCH: Final = np.datetime64("2000-01-01", "us")
+_LONGEST_TIME: Final = "S26"
 
 
-def _numbers(values: tuple[float | None, ...]) -> Iterable[bytes]:
-    """Return the shortest notation of each number that PostgreSQL reads as the same double."""
-    # By the JSON library at once, a tenth of the time; it writes infinity, which JSON does not know, as null.
-    texts = orjson.dumps(values)[1:-1].split(b",")
-    nulls = texts.count(b"null")
-    if not nulls:
-        return texts
-    if nulls == values.count(None):
-        return [_NULL if text == b"null" else text for text in texts]
-    return [_NULL if value is None else repr(float(value)).encode() for value in values]
+def _numbers(kind: Kind, values: Sequence[Any]) -> NDArray[Any]:
+    number, _ = _FIXED[kind.name]
+    if kind.name in ("timestamp", "timestamptz"):
+        return (np.array(values, _LONGEST_TIME).astype("datetime64[us]") - _EPOCH).astype(number)
+    return np.array(values, number)
 
 
-def _cells(kind: Kind, values: tuple[Any, ...]) -> Iterable[bytes]:
-    if kind.name == "double precision":
-        return _numbers(values)
-    if kind.name in INTEGER_BITS or kind.name in ("boolean", "bytea"):
+def _pieces(arrays: Sequence[NDArray[Any]]) -> list[bytes]:
+    """Return for every row the bytes of its numbers, one after the other."""
+    numbers = np.empty(len(arrays[0]), [(f"f{n}", array.dtype) for n, array in enumerate(arrays)])
+    for n, array in enumerate(arrays):
+        numbers[f"f{n}"] = array
+    pieces: list[bytes] = numbers.view(f"V{numbers.itemsize}").tolist()
+    return pieces
+
+
+def _filled(values: Sequence[Any], places: Sequence[int], value: object) -> Sequence[Any]:
+    """Return values with another one at these places."""
+    if not places:
         return values
-    joined = _BETWEEN.join(values)
-    if not any(character in joined for character, _ in _ESCAPES):
-        return values
-    for character, escape in _ESCAPES:
-        joined = joined.replace(character, escape)
-    return joined.split(_BETWEEN)
+    filled = list(values)
+    for place in places:
+        filled[place] = value
+    return filled
 
 
-def lines(kinds: Sequence[Kind], columns: Sequence[tuple[Any, ...]]) -> bytes:
-    """Return rows in COPY's text format.
+def rows(kinds: Sequence[Kind], columns: Sequence[Sequence[Any]]) -> bytes:
+    """Return rows of COPY BINARY, without its header and trailer.
 
     Args:
-        columns: for each kind, what `selected` gave in every row, text as bytes.
+        columns: for each kind, what `selected` gave in every row, text as bytes; at least one row.
     """
-    cells = [_cells(kind, values) for kind, values in zip(kinds, columns, strict=True)]
-    rows = b"\n".join(map(b"\t".join, zip(*cells, strict=True))) + b"\n"
-    return rows.replace(_NULL, rb"\N")
+    count = len(columns[0])
+    # The numbers up to the next value whose size differs from row to row, its size included, are one piece of each row.
+    numbers = [np.full(count, len(kinds), ">i2")]
+    parts: list[Sequence[bytes]] = []
+    for kind, values in zip(kinds, columns, strict=True):
+        nulls = [n for n, value in enumerate(values) if value is None] if None in values else []
+        data = _filled(values, nulls, _FIXED[kind.name][1] if kind.name in _FIXED else b"")
+        if kind.name in _FIXED:
+            fixed = _numbers(kind, data)
+            sizes = np.full(count, fixed.itemsize, ">i4")
+            if not nulls:
+                numbers += (sizes, fixed)
+                continue
+            data = _filled(_pieces([fixed]), nulls, b"")
+        else:
+            sizes = np.fromiter(map(len, data), ">i4", count)
+        if nulls:
+            sizes[nulls] = -1
+        parts += (_pieces([*numbers, sizes]), data)
+        numbers = []
+    if numbers:
+        parts.append(_pieces(numbers))
+    together = [b""] * (count * len(parts))
+    for n, part in enumerate(parts):
+        together[n :: len(parts)] = part
+    return b"".join(together)

@@ -31,6 +31,8 @@ _WHOLE: Final = re.compile(r"0|-?[1-9][0-9]*")
 _EXACT: Final = Context(prec=200_000)
 # A whole number of fewer digits is kept as one, whatever its spelling was.
 _WRITTEN_OUT: Final = 400
+# What PostgreSQL's numeric holds: so many digits before the point and behind it.
+_NUMERIC_DIGITS: Final = (131_072, 16_383)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WITH_ARGUMENTS: Final = re.compile(r"^(numeric|varchar|char)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)$")
 _PLAIN: Final = frozenset(
@@ -195,6 +197,9 @@ def _numeric(kind: Kind, value: object) -> Decimal:
         raise MisfitError("no number") from error
     if isinstance(value, bytes) or not number.is_finite():
         raise MisfitError("no finite number")
+    before, behind = number.adjusted() + 1, -int(number.as_tuple().exponent)
+    if before > _NUMERIC_DIGITS[0] or behind > _NUMERIC_DIGITS[1]:
+        raise MisfitError("more digits than numeric has")
     if kind.arguments:
         precision, scale = kind.arguments[0], kind.arguments[1] if len(kind.arguments) > 1 else 0
         shifted = number.scaleb(scale, _EXACT)

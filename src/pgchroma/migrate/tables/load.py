@@ -1,10 +1,10 @@
-"""Copies the rows of one table: SQLite writes COPY's text format, one thread reads while the other sends."""
+"""Copies the rows of one table as COPY BINARY: one thread, or process, reads and encodes while the other sends."""
 
 import json
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,20 +22,22 @@ from pgchroma.migrate.tables.ddl import table_name
 from pgchroma.migrate.tables.inspect_rows import Finding, key_columns, prepare, unfit
 from pgchroma.migrate.tables.mapping import ColumnPlan, Mapping, TablePlan
 from pgchroma.migrate.tables.source import Database, reopened
+from pgchroma.store.vectors import COPY_HEADER, COPY_TRAILER
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 # One transaction: whichever comes first. Bounds what an interruption costs and what is held in memory.
 BATCH_ROWS: Final = 20_000
 BATCH_BYTES: Final = 8 << 20
-_FETCH_ROWS: Final = 1_000
+# Few enough for the processor's cache.
+_FETCH_ROWS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows in COPY's text format and the key of the last of them."""
+    """Rows of COPY BINARY and the key of the last of them."""
 
-    chunks: list[bytes]
+    chunks: Sequence[bytes | memoryview]
     rows: int
     position: str
 
@@ -91,17 +93,14 @@ def value_or_null(
     column: ColumnPlan,
     findings: tuple[Finding, ...],
     expression: str,
-    null: str,
 ) -> str:
-    """Return `expression`, or `null` where the column's value does not fit and the mapping says so."""
+    """Return `expression`, or NULL where the column's value does not fit and the mapping says so."""
     stripped = any(
         finding.table == plan.source and finding.column == column.source and finding.policy == "null"
         for finding in findings
     )
     return (
-        f"CASE WHEN {unfit(table, plan, column)} THEN {null} ELSE {expression} END"
-        if stripped
-        else expression
+        f"CASE WHEN {unfit(table, plan, column)} THEN NULL ELSE {expression} END" if stripped else expression
     )
 
 
@@ -119,7 +118,6 @@ def _statement(table: Table, plan: TablePlan, findings: tuple[Finding, ...], res
                 column.on_nul,
                 usual_times=column.source in table.usual_times,
             ),
-            formatting.null_of(column.kind),
         )
         for column in plan.moved
     )
@@ -153,7 +151,7 @@ def batches(
     last: tuple[Any, ...] = ()
     for group in fetched(cursor, table.largest, _FETCH_ROWS):
         columns = list(zip(*group, strict=True))[width:]
-        chunks.append(formatting.lines(kinds, columns))
+        chunks.append(formatting.rows(kinds, columns))
         rows, size, last = rows + len(group), size + len(chunks[-1]), group[-1][:width]
         if rows >= BATCH_ROWS or size >= BATCH_BYTES:
             yield Batch(chunks, rows, encode_key(table, last))
@@ -206,13 +204,13 @@ def _from_elsewhere(
     position: list[Any] | None,
 ) -> Iterator[Batch]:
     for (rows, last), chunks in second.run(_batches, copy, table, plan, findings, position):
-        yield Batch([chunk.tobytes() for chunk in chunks], rows, last)
+        yield Batch([chunk.data for chunk in chunks], rows, last)
 
 
 def _batches(
     copy: Path, table: Table, plan: TablePlan, findings: tuple[Finding, ...], position: list[Any] | None
 ) -> Iterator[Item]:
-    """Run in the second process: read and format."""
+    """Run in the second process: read and encode."""
     with reopened(copy) as connection:
         prepare(connection, plan)
         connection.text_factory = bytes
@@ -247,9 +245,11 @@ class Loader:
     def _copy(self, target: sql.Identifier, batch: Batch) -> None:
         with (
             self._connection.cursor() as cursor,
-            cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(target, self._columns)) as copy,
+            cursor.copy(
+                sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, self._columns)
+            ) as copy,
         ):
-            for chunk in batch.chunks:
+            for chunk in (COPY_HEADER, *batch.chunks, COPY_TRAILER):
                 copy.write(chunk)
 
     def _merge(self, batch: Batch) -> int:
@@ -297,7 +297,7 @@ def load(
     """Copy what is behind the checkpoint, then the rows for quarantine.
 
     Args:
-        second: a process that reads and formats while this one sends.
+        second: a process that reads and encodes while this one sends.
 
     Raises:
         SourceError: SQLite could not read a row.

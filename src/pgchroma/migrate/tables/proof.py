@@ -121,7 +121,7 @@ def source_rows(
 ) -> Iterator[list[Any]]:
     """Yield the snapshot's rows that were to be moved, as the Python values psycopg should read back."""
     columns = ", ".join(
-        value_or_null(table, plan, column, findings, quoted(column.source), "NULL") for column in plan.moved
+        value_or_null(table, plan, column, findings, quoted(column.source)) for column in plan.moved
     )
     held = held_back(table, plan, findings)
     where = f" WHERE NOT coalesce(({held}), 0)" if held else ""
