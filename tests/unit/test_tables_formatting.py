@@ -179,7 +179,16 @@ def test_u0000_is_replaced_as_the_operator_chose(on_nul: str, expected: str, con
     assert found == [(expected,), (None,)]
 
 
-@pytest.mark.parametrize("text", ["1e131072", "1e-16384", "-1e300000"])
-def test_a_number_beyond_what_numeric_holds_does_not_fit(text: str) -> None:
+@pytest.mark.parametrize(
+    ("type_", "text"),
+    [
+        ("numeric", "1e131072"),
+        ("numeric", "1e-16384"),
+        ("numeric", "-1e300000"),
+        ("timestamptz", "0001-01-01T00:00:00+02:00"),
+        ("timestamptz", "9999-12-31T23:59:59-02:00"),
+    ],
+)
+def test_what_is_beyond_the_type_does_not_fit(type_: str, text: str) -> None:
     with pytest.raises(MisfitError):
-        convert(parse("numeric"), text)
+        convert(parse(type_), text)

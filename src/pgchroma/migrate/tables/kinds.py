@@ -273,6 +273,9 @@ def _temporal(kind: Kind, value: object) -> object:
                 raise MisfitError("a time with an offset, for a column without")
             return clock
         moment = _moment(kind, value)
+        if kind.name == "timestamptz":
+            # SQLite's own functions write UTC without saying so.
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError) as error:
         raise error if isinstance(error, MisfitError) else MisfitError(str(error)) from error
     if kind.name == "date":
@@ -281,9 +284,6 @@ def _temporal(kind: Kind, value: object) -> object:
         return moment.date()
     if kind.name == "time":
         return moment.time()
-    if kind.name == "timestamptz":
-        # SQLite's own functions write UTC without saying so.
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     if kind.conversion.startswith("epoch_"):
         return moment.replace(tzinfo=None)
     if moment.tzinfo is not None:
