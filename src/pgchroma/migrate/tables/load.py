@@ -29,6 +29,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 # One transaction: whichever comes first. Bounds what an interruption costs and what is held in memory.
 BATCH_ROWS: Final = 20_000
 BATCH_BYTES: Final = 8 << 20
+# The first transaction, each of the next twice as many: PostgreSQL is not to wait for a whole batch to be read.
+_FIRST_ROWS: Final = 2_500
 # Few enough for the processor's cache.
 _FETCH_ROWS: Final = 500
 
@@ -148,14 +150,15 @@ def batches(
     )
     chunks: list[bytes] = []
     rows = size = 0
+    most = min(_FIRST_ROWS, BATCH_ROWS)
     last: tuple[Any, ...] = ()
     for group in fetched(cursor, table.largest, _FETCH_ROWS):
         columns = list(zip(*group, strict=True))[width:]
         chunks.append(formatting.rows(kinds, columns))
         rows, size, last = rows + len(group), size + len(chunks[-1]), group[-1][:width]
-        if rows >= BATCH_ROWS or size >= BATCH_BYTES:
+        if rows >= most or size >= BATCH_BYTES:
             yield Batch(chunks, rows, encode_key(table, last))
-            chunks, rows, size = [], 0, 0
+            chunks, rows, size, most = [], 0, 0, min(2 * most, BATCH_ROWS)
     if rows:
         yield Batch(chunks, rows, encode_key(table, last))
 
