@@ -58,18 +58,16 @@ def round_trip(settings: Settings) -> dict[str, str]:
 def whole(settings: Settings) -> list[dict[str, str]]:
     """See that WAL leads from the newest backup of each repository to the cluster without a gap; what another one holds is sent."""
     found = []
-    for repository in settings.repositories:
+    for one in gaps.evened(settings):
+        repository, lost = one.repository, one.lost
         name = f"wal.{repository.name}"
-        try:
-            lacks = gaps.of(settings, repository.number)
-            left = gaps.mend(settings, repository.number, lacks)
-        except BackupError as error:
-            found.append(result(name, error.message, "", error.hint))
+        if one.fault is not None:
+            found.append(result(name, one.fault.message, "", one.fault.hint))
             continue
-        sent = f"; {gaps.told(lacks)} was sent from another one" if lacks else ""
+        sent = f"; {gaps.told(one.lacked)} was sent from another one" if one.lacked else ""
         problem = (
-            f"{repository} lacks {gaps.told(left)}, and so do the others: a restore from it ends before that"
-            if left
+            f"{repository} lacks {gaps.told(lost)}, and so do the others: a restore from it ends before that"
+            if lost
             else ""
         )
         detail = f"WAL leads on from the newest backup{sent}"

@@ -7,12 +7,14 @@ former cluster had, and the restored server knows nothing of it.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import backup, engine, receipts, recovery, timelines, wal
 from .errors import BackupError, RefusedError
-from .settings import Settings
+from .settings import Repository, Settings
 from .timelines import Archive, Line
 
 # Of PostgreSQL, where there is no cluster to ask yet.
@@ -113,29 +115,40 @@ def mend(settings: Settings, number: int, files: list[str]) -> list[str]:
         return [name for name in files if not carried(settings, alone, number, Path(place) / name)]
 
 
+@dataclass(frozen=True)
+class Evened:
+    """What became of one repository: the files that it lacked, those of them that no other one holds, or why it could not be asked."""
+
+    repository: Repository
+    lacked: list[str]
+    lost: list[str]
+    fault: BackupError | None = None
+
+
+def evened(settings: Settings) -> Iterator[Evened]:
+    """Send each repository what it lacks on the way to the running cluster and another one holds."""
+    for repository in settings.repositories:
+        try:
+            lacked = of(settings, repository.number)
+            yield Evened(repository, lacked, mend(settings, repository.number, lacked))
+        except BackupError as error:
+            yield Evened(repository, [], [], error)
+
+
 def even_out(settings: Settings) -> dict[str, Any]:
     """Have every repository hold what another one does of the way to the running cluster; returns what was sent and what none holds.
 
     Raises:
         BackupError: one cannot be read, or does not take what it lacks; the others have got theirs.
     """
-    sent: dict[str, list[str]] = {}
-    lost: dict[str, list[str]] = {}
-    away: list[BackupError] = []
-    for repository in settings.repositories:
-        try:
-            lacks = of(settings, repository.number)
-            left = mend(settings, repository.number, lacks)
-        except RefusedError:
-            # It wants a backup: the hourly check says so.
-            continue
-        except BackupError as error:
-            away.append(error)
-            continue
-        sent[repository.name] = [name for name in lacks if name not in left]
-        lost[repository.name] = left
+    found = list(evened(settings))
+    # One without a way to the cluster wants a backup: the hourly check says so.
+    away = [one.fault for one in found if one.fault and not isinstance(one.fault, RefusedError)]
     if away:
         raise BackupError("; ".join(error.message for error in away), away[0].hint, away[0].code)
+    whole = [one for one in found if not one.fault]
+    sent = {one.repository.name: [name for name in one.lacked if name not in one.lost] for one in whole}
+    lost = {one.repository.name: one.lost for one in whole}
     return {"kind": "even-out", "sent": sent, "lost": lost}
 
 

@@ -51,12 +51,14 @@ def register_kind(connection: sqlite3.Connection, kind: Kind) -> None:
         return 0
 
     def field(value: object) -> str | Buffer | None:
+        if value is None:
+            return None
         converted = convert(kind, value)
         if kind.conversion == "scalar":
-            return None if value is None else json.dumps(value)
+            return json.dumps(value)
         if isinstance(converted, datetime):
             return converted.replace(tzinfo=None).isoformat()
-        if converted is None or isinstance(converted, str):
+        if isinstance(converted, str):
             return converted
         return transformer.get_dumper(converted, PyFormat.BINARY).dump(converted)
 
