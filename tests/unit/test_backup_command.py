@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
     gaps,
     marker,
     planning,
+    processes,
     proof,
     receipts,
     recovery,
@@ -52,6 +53,7 @@ sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
         "gaps",
         "marker",
         "planning",
+        "processes",
         "proof",
         "receipts",
         "recovery",
@@ -794,7 +796,7 @@ def is_there(pid: int) -> bool:
 def test_nothing_of_a_restore_goes_on_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "as_postgres", lambda command: command)
     script = "sleep 300 & echo $!; echo told >&2; exit 49"
-    done = engine.run_restore(["bash", "-c", script])
+    done = processes.run_restore(["bash", "-c", script])
     assert done.status == 49
     left, told = done.output.split()
     assert told == "told"
@@ -809,8 +811,8 @@ def test_what_an_earlier_restore_has_left_is_ended_first(monkeypatch: pytest.Mon
     assert working.stdout is not None
     child = int(working.stdout.readline())
     try:
-        wait_for("it is seen", lambda: engine.orphans() == [orphan.pid])
-        assert engine.run_restore(["true"]).status == 0
+        wait_for("it is seen", lambda: processes.orphans() == [orphan.pid])
+        assert processes.run_restore(["true"]).status == 0
         assert orphan.wait(5) == -9
         assert other.poll() is None
         assert is_there(child)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import engine, gaps, marker, proof, receipts, recovery, side, target, wal
+from . import engine, gaps, marker, processes, proof, receipts, recovery, side, target, wal
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .planning import plan
 from .settings import Settings
@@ -140,7 +140,7 @@ def copy(found: dict[str, Any]) -> None:
     Raises:
         BackupError: it failed; the same command resumes it.
     """
-    done = engine.run_restore(found["command"])
+    done = processes.run_restore(found["command"])
     if done.status == 0:
         return
     error = engine.explained(f"restoring {found['set']}", done.output)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import engine, proof, receipts, recovery
+from . import engine, processes, proof, receipts, recovery
 from .errors import UNEXPECTED, BackupError, RefusedError
 from .settings import Settings
 from .target import Target
@@ -226,7 +226,7 @@ def copy(settings: Settings, place: Path, port: int, found: dict[str, Any]) -> N
         BackupError: pgBackRest or the server failed.
     """
     make_room(place)
-    done = engine.run_restore(found["command"])
+    done = processes.run_restore(found["command"])
     if done.status != 0:
         raise engine.explained("restoring", done.output)
     configure(settings, place, port)
