@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from pgchroma.migrate.model import Json, Problem, SourceCollection
 from pgchroma.migrate.proof import CollectionProof
-from pgchroma.types import Float32Matrix, Record
+from pgchroma.types import Float32Matrix, Record, RecordPage
 
 NEIGHBOURS: Final = 10
 QUESTIONS: Final = 20
 # Records as near as the tenth, up to rounding, are right answers, too; of so many further ones that is known.
 _SPARE = 30
 _ROUNDING = 1e-5
+# Vectors measured at once.
+_AT_ONCE: Final = 256
 
 # Below the first an operator is told; below the second the target answers from something else. The collection's own settings of its
 # index may be poor: a graph of four neighbours a node was seen to find three in ten.
@@ -42,29 +44,47 @@ class Questions:
 
     def see(self, records: Sequence[Record]) -> None:
         """Take in the next records."""
-        rows = [record.embedding for record in records if record.embedding is not None]
-        if not rows:
+        found = [record for record in records if record.embedding is not None]
+        if not found:
             return
-        # Twice the precision: float32 overflows where Chroma accepted values near its end.
-        matrix = np.stack(rows).astype(np.float64)
+        matrix = (
+            records.matrix
+            if isinstance(records, RecordPage)
+            else np.stack([record.embedding for record in found if record.embedding is not None])
+        )
         if not self.vectors.size:
             count = min(QUESTIONS, len(matrix))
             places = np.linspace(0, len(matrix) - 1, count).astype(int)
-            between = (matrix[places] + matrix[np.roll(places, 1)]) / 2.0
-            self.vectors = between.astype(np.float32)
+            chosen = matrix[places].astype(np.float64)
+            self.vectors = ((chosen + np.roll(chosen, 1, axis=0)) / 2.0).astype(np.float32)
             self._distances = np.full((count, 0), np.inf)
             self._ids = [[] for _ in range(count)]
-        distances = self._measured(matrix)
-        names = [record.id for record in records if record.embedding is not None]
+        # Twice the precision: float32 overflows where Chroma accepted values near its end. Some at a time, which stay in the
+        # processor's cache.
+        distances = np.concatenate(
+            [
+                self._measured(matrix[start : start + _AT_ONCE].astype(np.float64))
+                for start in range(0, len(matrix), _AT_ONCE)
+            ],
+            axis=1,
+        )
         keep = NEIGHBOURS + _SPARE
-        merged = np.concatenate([self._distances, distances], axis=1)
-        chosen = np.argsort(merged, axis=1, kind="stable")[:, :keep]
         known = self._distances.shape[1]
+        places = np.arange(len(found))
+        if known == keep:
+            # Few are nearer than what is known; of those equally near, what came first stays. NaN is farther than anything.
+            places = np.flatnonzero(~(distances >= self._distances[:, -1:]).all(axis=0))
+            if not len(places):
+                return
+            distances = distances[:, places]
+        merged = np.concatenate([self._distances, distances], axis=1)
+        order = np.argsort(merged, axis=1, kind="stable")[:, :keep]
+        names = [found[place].id for place in places.tolist()]
         self._ids = [
             [own[place] if place < known else names[place - known] for place in row]
-            for own, row in zip(self._ids, chosen, strict=True)
+            for own, row in zip(self._ids, order.tolist(), strict=True)
         ]
-        self._distances = np.take_along_axis(merged, chosen, axis=1)
+        self._distances = np.take_along_axis(merged, order, axis=1)
 
     def _measured(self, matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         questions = self.vectors.astype(np.float64)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,7 +57,11 @@ class ChromaFolder:
         # SQLite's look through the copy and ours through its texts need this process's attention only at their end.
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="looking through a folder")
         self._sound = self._beside.submit(self._with_own_connection, snapshot.require_sound)
-        self._texts = self._beside.submit(self._with_own_connection, dangers.look_at)
+
+    @functools.cached_property
+    def _texts(self) -> Future[dangers.Texts]:
+        """What the texts hold, being looked for since the first time this was asked for: a proof needs none of it."""
+        return self._beside.submit(self._with_own_connection, dangers.look_at)
 
     def _with_own_connection(self, work: Callable[[sqlite3.Connection], Found]) -> Found:
         with self._snapshot.beside() as connection:
@@ -99,6 +103,7 @@ class ChromaFolder:
 
     def problems(self, collection: SourceCollection) -> list[Problem]:
         """Look at every vector of a collection, and at what its files and its log say beyond its records."""
+        texts = self._texts
         self.require_sound()
         missing: list[str] = []
         unstorable: list[str] = []
@@ -152,7 +157,7 @@ class ChromaFolder:
             )
             found += self._not_unicode(collection)
         try:
-            if not self._texts.result().harmless:
+            if not texts.result().harmless:
                 found += dangers.in_texts(self._connection, collection.path, self._reader.segment(collection))
             if collection.id == self._collections[0].id:
                 left = dangers.orphans(self._connection, self.path)
