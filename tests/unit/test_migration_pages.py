@@ -22,15 +22,15 @@ def page(first: int, count: int, put_aside: int = 0) -> tuple[list[Record], list
 @pytest.mark.parametrize(
     ("sizes", "most", "expected"),
     [
-        ([20, 20, 20, 20], 50, [40, 40]),
+        ([20, 20, 20, 20], 50, [50, 30]),
         ([20, 20, 5], 45, [45]),
-        ([60, 20, 20], 50, [60, 40]),
-        ([20, 60, 20], 50, [20, 60, 20]),
+        ([60, 20, 20], 50, [50, 50]),
+        ([20, 60, 25], 50, [50, 50, 5]),
         ([], 50, []),
     ],
     ids=str,
 )
-def test_pages_are_put_together_up_to_a_batch(sizes: list[int], most: int, expected: list[int]) -> None:
+def test_records_are_put_together_up_to_a_batch(sizes: list[int], most: int, expected: list[int]) -> None:
     given, first = [], 1
     for size in sizes:
         given.append(page(first, size))
@@ -41,15 +41,24 @@ def test_pages_are_put_together_up_to_a_batch(sizes: list[int], most: int, expec
     assert [position for _, _, position in found] == [records[-1].seq for records, _, _ in found]
 
 
+def test_a_page_with_something_put_aside_is_not_cut() -> None:
+    found = pages.gathered(iter([page(1, 30), page(31, 30, put_aside=1), page(61, 30)]), 50)
+    assert [(len(records), len(aside), position) for records, aside, position in found] == [
+        (30, 0, 30),
+        (50, 1, 81),
+        (9, 0, 90),
+    ]
+
+
 def test_what_is_put_aside_goes_with_the_page_it_was_in() -> None:
     given = [page(1, 3, put_aside=3), page(4, 3, put_aside=1), page(7, 3)]
     (records, aside, position), (last, _, end) = pages.gathered(iter(given), 4)
     assert ([record.seq for record in records], [item.record.seq for item in aside], position) == (
-        [4, 5],
+        [4, 5, 7, 8],
         [1, 2, 3, 6],
-        6,
+        8,
     )
-    assert ([record.seq for record in last], end) == ([7, 8, 9], 9)
+    assert ([record.seq for record in last], end) == ([9], 9)
 
 
 def test_bytes_bound_it_too(monkeypatch: pytest.MonkeyPatch) -> None:

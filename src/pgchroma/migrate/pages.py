@@ -41,16 +41,24 @@ def encoded(
 def gathered(
     pages: Iterable[tuple[list[Record], list[Quarantined], int]], most: int
 ) -> Iterator[tuple[list[Record], list[Quarantined], int]]:
-    """Yield pages put together, as many as are no more than `most` records and fit a request's body; larger ones as they are."""
+    """Yield the records of pages in batches filled up to `most` records or a request's body.
+
+    A page of which something was put aside stays whole, so that this is noted with the records around it.
+    """
     records: list[Record] = []
     aside: list[Quarantined] = []
     position = size = 0
     for more, others, place in pages:
-        needed = sum(map(record_bytes, more))
-        if (records or aside) and (len(records) + len(more) > most or size + needed > LARGEST_BODY_BYTES):
-            yield records, aside, position
-            records, aside, size = [], [], 0
-        records, aside, size, position = [*records, *more], [*aside, *others], size + needed, place
+        pieces = [(more, others, place)] if others else [([record], [], record.seq) for record in more]
+        for some, put_aside, last in pieces:
+            needed = sum(map(record_bytes, some))
+            full = len(records) + len(some) > most or size + needed > LARGEST_BODY_BYTES
+            if full and (records or aside):
+                yield records, aside, position
+                records, aside, size = [], [], 0
+            records += some
+            aside += put_aside
+            size, position = size + needed, last
     if records or aside:
         yield records, aside, position
 
