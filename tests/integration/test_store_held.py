@@ -11,7 +11,7 @@ import pytest
 from pgchroma.store import Store, StoreSettings, barrier, entries, indexer
 from pgchroma.store.connection import Connection
 from pgchroma.store.held import SketchMemory
-from pgchroma.types import Collection, Filter, Float32Matrix, RecordBatch
+from pgchroma.types import Collection, Filter, Float32Matrix, Include, RecordBatch, Rows
 from support.distances import distances
 from support.postgres import Databases
 from support.store import eventually, execute, nearest
@@ -128,6 +128,54 @@ async def test_answers_are_as_good_as_exact_ones(store: Store, space: str, dimen
     assert await held(store, collection, embeddings[0]) > ROWS * dimension // 8
     assert await is_used(store, collection, embeddings[0])
     await require_good(store, collection, named(embeddings), space)
+
+
+async def test_questions_of_one_request_and_of_many_are_answered_alike(store: Store) -> None:
+    embeddings = points(ROWS)
+    collection = await make(store, embeddings)
+    await held(store, collection, embeddings[0])
+    asked = points(30, seed=5)
+    asked[7] = 0
+    include = Include(distances=True)
+
+    async def one(embedding: Float32Matrix) -> Rows:
+        (rows,) = await store.query(collection.id, embedding[None], K, Filter(), include)
+        return rows
+
+    apart = [await one(embedding) for embedding in asked]
+    for deleted in ([], [name for rows in apart[:4] for name in rows.ids]):
+        if deleted:
+            # So many of the candidates of the first that they have to be looked for again.
+            await store.delete(collection.id, Filter(deleted))
+            apart = [await one(embedding) for embedding in asked]
+        in_one = await store.query(collection.id, asked, K, Filter(), include)
+        at_once = await asyncio.gather(*map(one, asked))
+        for several in (in_one, at_once):
+            assert [len(rows.ids) for rows in several] == [K] * len(asked)
+            for place, (rows, expected) in enumerate(zip(several, apart, strict=True)):
+                # Of a query without a direction every record is equally far.
+                assert place == 7 or rows.ids == expected.ids
+                assert rows.distances is not None
+                assert expected.distances is not None
+                np.testing.assert_allclose(rows.distances, expected.distances, atol=1e-6)
+
+
+async def test_a_query_among_many_sees_what_was_written_before_it(store: Store) -> None:
+    embeddings = points(ROWS)
+    collection = await make(store, embeddings)
+    await held(store, collection, embeddings[0])
+    new = points(60, seed=12)
+
+    async def write_and_ask(number: int) -> None:
+        await store.add(collection.id, RecordBatch([str(ROWS + number)], new[number : number + 1]))
+        (rows,) = await store.query(collection.id, new[number : number + 1], 1, Filter(), Include())
+        assert rows.ids == [str(ROWS + number)]
+
+    async def ask() -> None:
+        for embedding in points(40, seed=13):
+            await store.query(collection.id, embedding[None], K, Filter(), Include())
+
+    await asyncio.gather(*(write_and_ask(number) for number in range(len(new))), *(ask() for _ in range(6)))
 
 
 async def test_several_segments_and_the_tail_are_searched_together(store: Store) -> None:

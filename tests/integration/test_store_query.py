@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pgchroma.errors import InvalidDimensionError
-from pgchroma.store import Store, StoreSettings, reads, search_plan
+from pgchroma.store import Store, StoreSettings, reads, search_basis
 from pgchroma.types import Filter, Float32Matrix, Include, RecordBatch
 from support.distances import distances
 from support.store import EVERYTHING, make, matrix, nearest
@@ -116,19 +116,19 @@ async def test_a_query_needs_the_collections_dimension(store: Store) -> None:
 async def test_what_a_rollback_takes_back_is_set_again(store: Store) -> None:
     with_pattern = Filter(where_document={"$regex": "x"})
     async with store._database.connection() as connection:
-        await search_plan._set(connection, "hnsw.ef_search", 77)
+        await search_basis.set_to(connection, "hnsw.ef_search", 77)
 
         async def fail() -> None:
             async with reads.one_snapshot(connection, with_pattern):
-                await search_plan._set(connection, "hnsw.ef_search", 78)
+                await search_basis.set_to(connection, "hnsw.ef_search", 78)
                 raise ZeroDivisionError
 
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
                 await fail()
-            await search_plan._set(connection, "hnsw.ef_search", 78)
+            await search_basis.set_to(connection, "hnsw.ef_search", 78)
             assert await connection.fetch(b"SHOW hnsw.ef_search", {}) == [("78",)]
-            await search_plan._set(connection, "hnsw.ef_search", 77)
+            await search_basis.set_to(connection, "hnsw.ef_search", 77)
 
 
 async def test_a_connection_keeps_no_more_than_so_many_statements(database_url: str) -> None:

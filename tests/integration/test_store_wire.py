@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 import psycopg
@@ -225,3 +225,40 @@ async def test_a_connection_goes_back_without_a_transaction(store: Store) -> Non
                     raise ZeroDivisionError
         async with store._database.connection() as connection:
             assert connection.pgconn.transaction_status == TransactionStatus.IDLE
+
+
+async def test_several_runs_of_a_statement_in_one_journey(connection: Connection) -> None:
+    query = b"SELECT g, %(name)s::text FROM generate_series(1, %(rows)s::int) AS g"
+    for _ in range(3):
+        several = ({"name": str(rows), "rows": rows} for rows in (3, 0, 20_000, 1))
+        found = await connection.fetch_each(query, several)
+        assert found == [[(g, str(rows)) for g in range(1, rows + 1)] for rows in (3, 0, 20_000, 1)]
+    assert await connection.fetch_each(query, ()) == []
+    assert await connection.fetch(b"SELECT 1", {}) == [(1,)]
+
+
+async def test_an_error_in_one_of_several_runs_leaves_the_connection_usable(connection: Connection) -> None:
+    query = b"SELECT 6 / %(by)s::int"
+    for _ in range(3):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await connection.fetch_each(query, [{"by": 1}, {"by": 0}, {"by": 2}])
+        assert await connection.fetch_each(query, [{"by": 1}, {"by": 2}]) == [[(6,)], [(3,)]]
+
+
+async def test_several_runs_of_what_somebody_deallocated(connection: Connection) -> None:
+    query, several = b"SELECT %(n)s::int + 1", [{"n": n} for n in range(5)]
+    for _ in range(3):
+        assert await connection.fetch_each(query, iter(several)) == [[(n + 1,)] for n in range(5)]
+        await connection.execute("DEALLOCATE ALL")
+
+
+async def test_parameters_that_cannot_be_made_cost_the_connection_and_nothing_else(
+    store: Store, connection: Connection
+) -> None:
+    def several() -> Iterator[dict[str, int]]:
+        yield {"n": 1}
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        await connection.fetch_each(b"SELECT %(n)s::int", several())
+    assert await store.moment()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +101,10 @@ class Connection(AsyncConnection[Row]):
     async def fetch(self, query: bytes, parameters: Mapping[str, Any], *, prepare: bool = True) -> list[Row]:
         """Run one query and return its rows; quicker than a cursor, see `wire.fetch`."""
         return await wire.fetch(self, self._statements, query, parameters, prepare=prepare)
+
+    async def fetch_each(self, query: bytes, several: Iterable[Mapping[str, Any]]) -> list[list[Row]]:
+        """Run one query with each of several parameters and return the rows of each; see `wire.fetch_each`."""
+        return await wire.fetch_each(self, self._statements, query, several, prepare=True)
 
     async def learn_vectors(self) -> None:
         """Learn pgvector's types, and set how its indexes are searched; nothing where the database has no such extension yet."""

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
+from uuid import UUID
 
 import numpy as np
 import psycopg
@@ -46,6 +47,8 @@ _SEQS_PER_SECOND = 16
 # After so many failures a way is not tried, until it would have been this many times.
 _HOPE, _HOPELESS = 2, 100
 _MOST_HOPES = 10_000
+# Collections of which is known that queries are answered from here.
+_MOST_SERVED = 10_000
 # Filters whose matches are kept, and of how many matches at most: 32 MB at worst.
 _NOTED, _MOST_NOTED = 200, 20_000
 # Vectors read at a time.
@@ -65,6 +68,7 @@ class SketchMemory:
         self._noted: OrderedDict[Hashable, tuple[str, Seqs]] = OrderedDict()
         self._hopes: dict[Hashable, int] = {}
         self._uses: OrderedDict[_Key, int] = OrderedDict()
+        self._served: set[UUID] = set()
         self._loading: asyncio.Task[None] | None = None
 
     @property
@@ -94,7 +98,11 @@ class SketchMemory:
         """
         parts = self._parts(entry) if _PER_RESULT * count <= _MOST_LEFT else None
         if parts is None:
+            self._served.discard(entry.collection.id)
             return None
+        if len(self._served) > _MOST_SERVED:
+            self._served.clear()
+        self._served.add(entry.collection.id)
         second, left = _widths(entry, embedding, ef_search, count)
         sure = 0 if spare is None else count + spare
         return shortlist.of_all(parts, embedding, entry.sketch, Widths(second, left, sure))
@@ -110,6 +118,10 @@ class SketchMemory:
         # Many that match a filter may all be about as far from the query.
         second = min(2 * second + len(seqs) // _SEQS_PER_SECOND, 2 * _MOST_SECOND)
         return shortlist.of_these(parts, seqs, embedding, entry.sketch, Widths(second, left, count))
+
+    def serves(self, collection_id: UUID) -> bool:
+        """Whether the last query of a collection found its candidates here."""
+        return collection_id in self._served
 
     def holds(self, entry: Entry) -> bool:
         """Whether everything that is needed of a collection is held."""

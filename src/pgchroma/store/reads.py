@@ -10,10 +10,21 @@ import numpy as np
 from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError
-from pgchroma.store import catalog, entries, metadata, search_plan, segments, tables, text, vectors
+from pgchroma.store import (
+    catalog,
+    entries,
+    metadata,
+    search_all,
+    search_filtered,
+    segments,
+    tables,
+    text,
+    vectors,
+)
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.entries import GUARD, Entry
 from pgchroma.store.patterns import Patterns
+from pgchroma.store.search_basis import Wanted
 from pgchroma.store.segments import RecordSegment
 from pgchroma.store.where import Compiler, has_pattern, in_segments, source
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, Rows
@@ -281,20 +292,16 @@ async def query(
             if compiled_filter is not None:
                 chosen, parameters, compiler = compiled_filter
                 found, more = _source(number, entry.records, selection, compiler)
-                matching = search_plan.Matching(found, chosen, {**parameters, **more})
-            wanted = search_plan.Wanted(
-                _columns(include), _join(number) if include.embeddings else None, include
-            )
-            answers = []
-            for embedding in embeddings:
-                if matching is not None:
-                    fetched = await search_plan.filtered(
-                        connection, entry, embedding, n_results, matching, wanted
-                    )
-                else:
-                    fetched = await search_plan.unfiltered(connection, entry, embedding, n_results, wanted)
-                answers.append(_rows(fetched, include))
-            return answers
+                matching = search_filtered.Matching(found, chosen, {**parameters, **more})
+            wanted = Wanted(_columns(include), _join(number) if include.embeddings else None, include)
+            if matching is None:
+                every = await search_all.unfiltered(connection, entry, embeddings, n_results, wanted)
+            else:
+                every = [
+                    await search_filtered.filtered(connection, entry, embedding, n_results, matching, wanted)
+                    for embedding in embeddings
+                ]
+            return [_rows(fetched, include) for fetched in every]
 
     answers = await entries.reading(
         connection, collection_id, work, lambda found: not all(rows.ids for rows in found)

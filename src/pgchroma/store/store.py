@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
+import numpy as np
 import psycopg
 
 from pgchroma.errors import NotFoundError
@@ -29,6 +30,7 @@ from pgchroma.store.indexer import Indexer
 from pgchroma.store.operations import IndexingStatus
 from pgchroma.store.search import SearchRows
 from pgchroma.store.statuses import CollectionStatus
+from pgchroma.store.together import Together
 from pgchroma.store.tokens import Tokens
 from pgchroma.store.watch import Watch
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, Record, RecordBatch, Rows
@@ -45,6 +47,7 @@ class Store:
         self._database = connections.Database(database_url, self.settings)
         self._sketches = SketchMemory(self._database.connection, self.settings.sketch_memory_mb << 20)
         self._database.sketches = self._sketches
+        self._together = Together()
 
     @classmethod
     async def open(cls, database_url: str, settings: StoreSettings | None = None) -> Self:
@@ -298,9 +301,20 @@ class Store:
         include: Include,
     ) -> list[Rows]:
         """Return the nearest records to each of `embeddings`, shape (q, dimension)."""
-        return await self._database.read(
-            lambda c: reads.query(c, collection_id, embeddings, n_results, selection, include)
+
+        async def run(matrix: Float32Matrix) -> list[Rows]:
+            return await self._database.read(
+                lambda c: reads.query(c, collection_id, matrix, n_results, selection, include)
+            )
+
+        # PostgreSQL, where it has to look for candidates itself, does so for many at a time on as many connections.
+        if len(embeddings) != 1 or selection != Filter() or not self._sketches.serves(collection_id):
+            return await run(embeddings)
+        kind = (collection_id, embeddings.shape[1], n_results, include)
+        answer = await self._together.query(
+            kind, embeddings[0], lambda several: run(embeddings if len(several) == 1 else np.stack(several))
         )
+        return [answer]
 
     async def search(self, collection_id: UUID, searches: Sequence[Search]) -> list[SearchRows]:
         """Return the result of each search, best first."""

@@ -6,9 +6,10 @@ statement against 23. Here one goes through libpq's pipeline mode, prepared in t
 
 import asyncio
 import contextlib
+import itertools
 import re
 from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -156,64 +157,99 @@ async def fetch(
     Raises:
         psycopg.Error: of the kind that PostgreSQL's SQLSTATE stands for.
     """
+    (rows,) = await fetch_each(connection, prepared, query, (parameters,), prepare=prepare)
+    return rows
+
+
+async def fetch_each(
+    connection: AsyncConnection[Any],
+    prepared: Prepared,
+    query: bytes,
+    several: Iterable[Mapping[str, Any]],
+    *,
+    prepare: bool,
+) -> list[list[Row]]:
+    """Run a query with each of several parameters in one journey, and return the rows of each; see `fetch`.
+
+    Each is sent as soon as its parameters are there, so that PostgreSQL is at work while the next are made.
+    """
+    sent: list[Mapping[str, Any]] = []
+    rest = iter(several)
     try:
-        return await _fetch(connection, prepared, query, parameters, prepare=prepare)
+        return await _fetch(connection, prepared, query, rest, sent, prepare=prepare)
     except _OUTDATED:
-        # Somebody deallocated it, or changed what it stands for. Nothing was run; outside of a transaction, which the error
+        # Somebody deallocated it, or changed what it stands for. Nothing was changed; outside of a transaction, which the error
         # has ended, the query can be sent anew.
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             raise
-        return await _fetch(connection, prepared, query, parameters, prepare=prepare)
+        return await _fetch(connection, prepared, query, itertools.chain(sent, rest), [], prepare=prepare)
 
 
 async def _fetch(
     connection: AsyncConnection[Any],
     prepared: Prepared,
     query: bytes,
-    parameters: Mapping[str, Any],
+    several: Iterable[Mapping[str, Any]],
+    sent: list[Mapping[str, Any]],
     *,
     prepare: bool,
-) -> list[Row]:
+) -> list[list[Row]]:
     text, names = _numbered(query)
     pgconn = connection.pgconn
     transformer = prepared.transformer(connection)
-    values = transformer.dump_sequence([parameters[name] for name in names], [PyFormat.AUTO] * len(names))
-    types, formats = tuple(transformer.types or ()), transformer.formats
-    key = (text, types)
-    name, is_new, forgotten = prepared.use(key) if prepare and is_lasting(text) else (b"", False, b"")
+    keys = []
+    answers: list[list[PGresult]] = []
     pgconn.enter_pipeline_mode()
     try:
-        if forgotten:
-            pgconn.send_query_params(b"DEALLOCATE " + forgotten, None)
-        if is_new:
-            pgconn.send_prepare(name, text, types)
-        if name:
-            pgconn.send_query_prepared(name, values, formats, Format.BINARY)
-        else:
-            pgconn.send_query_params(text, values, types, formats, Format.BINARY)
-        pgconn.pipeline_sync()
-        await _arrival(connection)
-        results: list[PGresult] = []
-        if not _take(pgconn, results):
-            await connection.wait(_answers(pgconn, results))
+        for parameters in several:
+            sent.append(parameters)
+            values = transformer.dump_sequence(
+                [parameters[name] for name in names], [PyFormat.AUTO] * len(names)
+            )
+            types, formats = tuple(transformer.types or ()), transformer.formats
+            key = (text, types)
+            name, is_new, forgotten = prepared.use(key) if prepare and is_lasting(text) else (b"", False, b"")
+            if forgotten:
+                pgconn.send_query_params(b"DEALLOCATE " + forgotten, None)
+            if is_new:
+                keys.append(key)
+                pgconn.send_prepare(name, text, types)
+            if name:
+                pgconn.send_query_prepared(name, values, formats, Format.BINARY)
+            else:
+                pgconn.send_query_params(text, values, types, formats, Format.BINARY)
+            # Sends what is there, as far as it can be sent at once.
+            pgconn.pipeline_sync()
+        for _ in sent:
+            results: list[PGresult] = []
+            answers.append(results)
+            if not answers[1:] or not _take(pgconn, results):
+                await _arrival(connection)
+                if not _take(pgconn, results):
+                    await connection.wait(_answers(pgconn, results))
         pgconn.exit_pipeline_mode()
-        for result in results:
+        for result in itertools.chain.from_iterable(answers):
             if result.status not in (ExecStatus.COMMAND_OK, *_ROWS):
                 raise errors.error_from_result(result)
     except BaseException as error:
-        if is_new:
+        for key in keys:
             prepared.drop(key)
         _leave_pipeline(pgconn)
         if isinstance(error, _OUTDATED):
             prepared.clear()
         raise
+    found = [_loaded(transformer, results) for results in answers]
+    # Else the memory of the answer would be kept until the next one.
+    transformer.set_pgresult(None)
+    return found
+
+
+def _loaded(transformer: abc.Transformer, results: Sequence[PGresult]) -> list[Row]:
     rows: list[Row] = []
     for result in results:
         if result.status in _ROWS:
             transformer.set_pgresult(result)
             rows += transformer.load_rows(0, result.ntuples, tuple)
-    # Else the memory of the answer would be kept until the next one.
-    transformer.set_pgresult(None)
     return rows
 
 

@@ -1,9 +1,8 @@
-"""Runs the statements of nearest.py: which one a query needs, with which settings, and which to try next when one found too little."""
+"""Searches among the records that a filter selects: which statement one needs, and which to try next when one found too little."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any
 
 import numpy as np
 from pgvector import Bit
@@ -13,8 +12,17 @@ from pgchroma.store import kinds, nearest, sketches, tables, wire
 from pgchroma.store.adapting import Numbers
 from pgchroma.store.connection import Connection, Row
 from pgchroma.store.entries import GUARD, Entry
+from pgchroma.store.search_basis import (
+    LEAST_FOUND,
+    Wanted,
+    configured,
+    ef_search_of,
+    is_anywhere,
+    prepare_indexes,
+    statement,
+)
 from pgchroma.store.shortlist import Seqs
-from pgchroma.types import Float32Matrix, Include
+from pgchroma.types import Float32Matrix
 
 # Up to so many matches it is cheapest to look at the sketch of each; about as long as a walk through an index takes at worst.
 _FEW_MATCHES = 40_000
@@ -27,10 +35,6 @@ _WALK_EF_SEARCH = 400
 _COMPARED = {1: (900, 40), 2: (650, 25), 3: (450, 15)}
 _RECORDS_PER_COMPARED = 400
 _MOST_COMPARED = 2_000
-# Of the candidates chosen by sketches in memory this share must still be there.
-_LEAST_FOUND = 0.9
-# More than are asked for, and one more for so many, in case that some are gone.
-_SPARE, _SPARE_PER = 1, 10
 # With a filter so many times as many are chosen; this share of them must match, and so many per result.
 _BROADER, _LEAST_MATCHING, _PER_RESULT = 4, 1 / 6, 3
 # Filters with longer values are not worth remembering.
@@ -39,20 +43,6 @@ _LONGEST_VALUES = 2_000
 _MOST_STATEMENTS = 200
 # Without indexes by which to walk, more than so many results are compared exactly.
 _MOST_WALKED = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a query returns of each record.
-
-    Attributes:
-        columns: over `record`, and over `vector` where there is a join.
-        join: adds the record's vector.
-    """
-
-    columns: sql.Composed
-    join: sql.Composed | None
-    include: Include
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,128 +58,6 @@ class Matching:
     source: sql.Composable
     chosen: sql.Composed
     parameters: dict[str, Any]
-
-
-def _statement(
-    connection: Connection,
-    entry: Entry,
-    found: sql.Composed,
-    wanted: Wanted,
-    *,
-    counts: Sequence[LiteralString] = (),
-) -> bytes:
-    number = entry.collection.table_number
-    assert number is not None  # noqa: S101 - callers checked it
-    return (
-        sql.SQL(
-            "SELECT {columns}{distance}{counts} FROM {records} AS record JOIN ({found}) AS near ON record.seq = near.record_seq {join} "
-            "WHERE {guard} ORDER BY near.distance, record.seq"
-        )
-        .format(
-            columns=wanted.columns,
-            distance=sql.SQL(", near.distance" if wanted.include.distances else ""),
-            counts=sql.SQL("").join(sql.SQL(f", near.{name}") for name in counts),
-            found=found,
-            records=tables.records(number),
-            join=wanted.join or sql.SQL(""),
-            guard=sql.SQL(GUARD),
-        )
-        .as_bytes(connection)
-    )
-
-
-async def _set(connection: Connection, name: str, value: int) -> None:
-    if connection.settings.get(name) != value:
-        await connection.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
-        connection.settings[name] = value
-
-
-async def _prepare_indexes(connection: Connection, entry: Entry, ef_search: int) -> None:
-    """Set how thoroughly the indexes of a collection are to be searched."""
-    found = {segment.kind for segment in entry.vectors}
-    if "hnsw" in found:
-        await _set(connection, "hnsw.ef_search", min(max(ef_search, 1), kinds.MAX_EF_SEARCH))
-    if "ivfflat" in found:
-        wanted = max(
-            kinds.probes(segment.lists or 1, segment.rows, ef_search)
-            for segment in entry.vectors
-            if segment.kind == "ivfflat"
-        )
-        await _set(connection, "ivfflat.probes", wanted)
-
-
-def _configured(entry: Entry) -> int:
-    return max(int(entry.collection.configuration["hnsw"]["ef_search"]), 1)
-
-
-def _ef_search(entry: Entry, count: int) -> int:
-    return max([_configured(entry), *(kinds.candidates(part.quantisation, count) for part in entry.vectors)])
-
-
-def _is_anywhere(entry: Entry, embedding: Float32Matrix) -> bool:
-    """Whether every record is about equally far: a zero vector has no direction, so neither indexes nor sketches may be asked."""
-    # Where lengths differ, as in what has no sketches, it still has nearest records in l2.
-    return not embedding.any() and (entry.collection.space != "l2" or bool(entry.sketch))
-
-
-async def unfiltered(
-    connection: Connection, entry: Entry, embedding: Float32Matrix, count: int, wanted: Wanted
-) -> list[Row]:
-    """Return the nearest of all records."""
-    if not count:
-        return []
-    exactly = count > kinds.MAX_EF_SEARCH or _is_anywhere(entry, embedding)
-    indexed = [] if exactly else entry.vectors
-    candidates = None
-    if indexed and connection.sketches is not None:
-        # First as few as can be, then, where some of these are gone, as many as are enough after deletions.
-        for spare in (_SPARE + count // _SPARE_PER, None):
-            candidates = connection.sketches.candidates(
-                entry, embedding, _configured(entry), count, spare=spare
-            )
-            if candidates is None:
-                break
-            least = _LEAST_FOUND * len(candidates) if spare is None else len(candidates) - spare
-            rows = await _among(connection, entry, embedding, candidates, count, wanted, least)
-            if rows is not None:
-                return rows
-    key = ("query", wanted.include, count, bool(indexed))
-    query = entry.statements.get(key)
-    if query is None:
-        query = _statement(connection, entry, nearest.unfiltered(entry.collection, indexed, count), wanted)
-        entry.statements[key] = query
-    parameters = {"q": embedding, **entry.parameters}
-    if indexed:
-        await _prepare_indexes(connection, entry, _ef_search(entry, count))
-        quantisations = {segment.quantisation for segment in indexed}
-        parameters |= kinds.parameters(quantisations, entry.collection.space, embedding)
-    rows = await connection.fetch(query, parameters)
-    if candidates is not None and rows:
-        # The entry is current, so it was deletions that left too few of the candidates.
-        connection.sketches.forget(entry)
-    return rows
-
-
-async def _among(
-    connection: Connection,
-    entry: Entry,
-    embedding: Float32Matrix,
-    candidates: Seqs,
-    count: int,
-    wanted: Wanted,
-    least: float,
-) -> list[Row] | None:
-    """Return the nearest of candidates and tail; None where fewer than `least` candidates are there, or the entry is out of date."""
-    key = ("among", wanted.include, count)
-    query = entry.statements.get(key)
-    if query is None:
-        found = nearest.among(entry.collection, entry.vectors, count)
-        query = entry.statements[key] = _statement(connection, entry, found, wanted, counts=("found",))
-    parameters = {"q": embedding, "candidates": Numbers(candidates), **entry.parameters}
-    rows = await connection.fetch(query, parameters)
-    if not rows or rows[0][-1] < least:
-        return None
-    return [row[:-1] for row in rows]
 
 
 async def filtered(
@@ -214,7 +82,7 @@ async def filtered(
     if rows is not None:
         return rows
     by_sketch = False
-    if not _is_anywhere(entry, embedding):
+    if not is_anywhere(entry, embedding):
         if await _pays_to_walk(connection, entry, count, chosen, parameters):
             rows = await _walk(connection, entry, embedding, count, chosen, parameters, wanted)
             if len(rows) == count:
@@ -231,7 +99,7 @@ async def filtered(
     query = entry.statements.get(key)
     if query is None:
         choose = nearest.sketched if by_sketch else nearest.exact
-        query = _statement(connection, entry, choose(collection, matching.source, chosen), wanted)
+        query = statement(connection, entry, choose(collection, matching.source, chosen), wanted)
         _remember(entry, key, query)
     return await connection.fetch(query, parameters, prepare=False)
 
@@ -264,20 +132,20 @@ async def _matching_among(
     None where too few of the candidates match, as with most filters: a filter's shape that was found so is not tried for a while.
     """
     memory = connection.sketches
-    if memory is None or not entry.vectors or _is_anywhere(entry, embedding):
+    if memory is None or not entry.vectors or is_anywhere(entry, embedding):
         return None
     if not memory.is_hopeful(key := (entry.identity, shape)):
         return None
-    candidates = memory.candidates(entry, embedding, _BROADER * _configured(entry), count)
+    candidates = memory.candidates(entry, embedding, _BROADER * configured(entry), count)
     if candidates is None:
         return None
     query = entry.statements.get(shape)
     if query is None:
         found = nearest.matching_among(entry.collection, entry.vectors, chosen, count)
-        query = _statement(connection, entry, found, wanted, counts=("found", "matched"))
+        query = statement(connection, entry, found, wanted, counts=("found", "matched"))
         _remember(entry, shape, query)
     rows = await connection.fetch(query, {**parameters, "candidates": Numbers(candidates)})
-    if len(rows) == count and rows[0][-2] < _LEAST_FOUND * len(candidates):
+    if len(rows) == count and rows[0][-2] < LEAST_FOUND * len(candidates):
         memory.forget(entry)
     elif len(rows) == count and rows[0][-1] >= max(_LEAST_MATCHING * len(candidates), _PER_RESULT * count):
         memory.learn(key, 1)
@@ -302,7 +170,7 @@ async def _by_memory(
     None where not everything is held, or the collection has changed in between.
     """
     memory = connection.sketches
-    if memory is None or _is_anywhere(entry, embedding) or not memory.holds(entry):
+    if memory is None or is_anywhere(entry, embedding) or not memory.holds(entry):
         return None
     numbered = ("numbers", _digest(matching.source.as_bytes(connection)), shape)
     values = repr(matching.parameters)
@@ -342,13 +210,13 @@ async def _compare(
     wanted: Wanted,
 ) -> list[Row] | None:
     """Return the nearest of the vectors with these numbers; None where something has changed, or they are too many."""
-    candidates = connection.sketches.among(entry, seqs, embedding, _configured(entry), count)
+    candidates = connection.sketches.among(entry, seqs, embedding, configured(entry), count)
     if candidates is None or len(candidates) > _MOST_COMPARED:
         return None
     compared = ("compare", shape)
     query = entry.statements.get(compared)
     if query is None:
-        query = _statement(connection, entry, nearest.matching_these(entry.collection, chosen, count), wanted)
+        query = statement(connection, entry, nearest.matching_these(entry.collection, chosen, count), wanted)
         _remember(entry, compared, query)
     # Its plan is the same for all values: from the candidates to their records.
     rows = await connection.fetch(
@@ -386,10 +254,10 @@ async def _walk(
     parameters: dict[str, Any],
     wanted: Wanted,
 ) -> list[Row]:
-    await _prepare_indexes(connection, entry, max(_WALK_EF_SEARCH, _ef_search(entry, 2 * count)))
+    await prepare_indexes(connection, entry, max(_WALK_EF_SEARCH, ef_search_of(entry, 2 * count)))
     quantisations = {segment.quantisation for segment in entry.vectors}
     parameters = parameters | kinds.parameters(quantisations, entry.collection.space, embedding)
     found = nearest.walking(
         entry.collection, entry.vectors, chosen, count, kept=max(4 * count, 60), looked_at=5_000
     )
-    return await connection.fetch(_statement(connection, entry, found, wanted), parameters, prepare=False)
+    return await connection.fetch(statement(connection, entry, found, wanted), parameters, prepare=False)
