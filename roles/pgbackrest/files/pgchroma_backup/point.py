@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import backup, engine, marker, planning, receipts, restore, wal
+from . import backup, engine, marker, planning, receipts, restore, service, wal
 from .errors import USAGE, BackupError, RefusedError
 from .settings import Settings
 
@@ -154,7 +154,7 @@ def finish(settings: Settings, keep: str) -> dict[str, Any]:
                 shutil.rmtree(directory)
         else:
             if found["running"]:
-                restore.control(settings, "stop")
+                service.stop(settings)
             settings.data.rename(found["rejected"])
             Path(found["directories"][-1]).rename(settings.data)
             marker.close(settings)

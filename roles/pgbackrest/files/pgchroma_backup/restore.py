@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import engine, gaps, marker, processes, proof, receipts, recovery, side, target, wal
+from . import engine, gaps, marker, processes, proof, receipts, recovery, service, side, target, wal
 from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
 from .planning import plan
 from .settings import Settings
@@ -100,7 +100,7 @@ def fill(
     if found["flushes"]:
         found = flushed(settings, wanted, found)
     if found["running"]:
-        control(settings, "stop")
+        service.stop(settings)
     if found["moves"]:
         # Before it is done: a run that is killed now must not lose where the former data directory is.
         marker.write(settings, marker.MOVING, wanted, found, began)
@@ -108,20 +108,6 @@ def fill(
     marker.write(settings, marker.COPYING, wanted, found, began)
     copy(found)
     return found
-
-
-def control(settings: Settings, verb: str) -> None:
-    """Start or stop the server's unit.
-
-    Raises:
-        BackupError: systemd could not.
-    """
-    done = engine.run_as_root(["systemctl", verb, settings.service])
-    if done.status != 0:
-        hint = f"journalctl -u {settings.service} and the PostgreSQL log say why"
-        raise BackupError(
-            f"systemctl {verb} {settings.service} failed: {done.output.strip()}", hint, UNEXPECTED
-        )
 
 
 def make_way(settings: Settings, found: dict[str, Any]) -> None:
@@ -157,7 +143,7 @@ def recover(settings: Settings, end: str = "") -> None:
     """
     server = recovery.own_server(settings)
     try:
-        control(settings, "start")
+        service.start(settings)
     except BackupError as error:
         raise recovery.reason(server, error) from error
     try:
@@ -166,5 +152,5 @@ def recover(settings: Settings, end: str = "") -> None:
         # What only takes longer goes on, and the next run sees its end. Else it serves nothing but reads as it stands, and would go on
         # trying in vain.
         if end and error.code != INTERRUPTED and engine.is_running(settings):
-            control(settings, "stop")
+            service.stop(settings)
         raise
