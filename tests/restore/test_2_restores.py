@@ -436,6 +436,23 @@ class TestInterruptedRecovery:
         assert cluster.rows() == rows
         assert cluster("restore-finish", "--keep=restored").status == 0
 
+    def test_a_server_that_is_still_starting_is_stopped(self, host: Host, cluster: Cluster) -> None:
+        """Seen before: systemd ended a unit that was starting process by process, and PostgreSQL waited for ever."""
+        rows = cluster.rows()
+        stop = (
+            "PYTHONPATH=/usr/local/lib/pgchroma-backup timeout 180 python3 -s -c 'from pgchroma_backup import service, settings; "
+            "given = settings.read(); print(service.state(given)); service.stop(given)'"
+        )
+        # As while it replays WAL: it answers, and takes no writes.
+        again = (
+            f"systemctl stop {UNIT}; systemctl reset-failed {UNIT}; install -o postgres -g postgres /dev/null {DATA}/standby.signal; systemctl start --no-block {UNIT}; "
+            f"until [ -e {DATA}/postmaster.pid ]; do :; done; sleep 0.%d; {stop} && ! test -e {DATA}/postmaster.pid"
+        )
+        seen = {host.check_output(f"bash -c {shlex.quote(again % tenths)}") for tenths in range(5)}
+        assert "activating" in seen
+        host.check_output(f"rm {DATA}/standby.signal; systemctl start {UNIT}")
+        assert cluster.rows() == rows
+
 
 class TestArchiveEnd:
     """PostgreSQL takes WAL that it cannot have or read for the end of the archive; a restore to its end must not."""
