@@ -223,7 +223,7 @@ async def _fetch(
         for _ in sent:
             results: list[PGresult] = []
             answers.append(results)
-            if not answers[1:] or not _take(pgconn, results):
+            if not _take(pgconn, results):
                 await _arrival(connection)
                 if not _take(pgconn, results):
                     await connection.wait(_answers(pgconn, results))
