@@ -273,7 +273,12 @@ def query(settings: Settings, statement: str, *, socket: str = "", port: int = 0
 
 def is_running(settings: Settings) -> bool:
     """Whether a server runs on the cluster's data directory."""
-    return run([f"{settings.bin_dir}/pg_ctl", "-D", settings.data_dir, "status"]).status == 0
+    return pg_ctl(settings, settings.data_dir, "status").status == 0
+
+
+def pg_ctl(settings: Settings, directory: str | Path, *words: str, timeout: float | None = None) -> Done:
+    """Run pg_ctl on a data directory, the cluster's or that of a copy; as run() does."""
+    return run([f"{settings.bin_dir}/pg_ctl", "-D", str(directory), *words], timeout=timeout)
 
 
 def run_as_root(command: list[str]) -> Done:

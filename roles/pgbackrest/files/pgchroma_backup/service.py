@@ -68,8 +68,7 @@ def _ended(settings: Settings, mode: str) -> bool:
     """Stop the server by itself in a mode of pg_ctl, if there is one; return whether there is none any more."""
     if not engine.is_running(settings):
         return True
-    command = [f"{settings.bin_dir}/pg_ctl", "-D", settings.data_dir, "-m", mode]
-    stopped = engine.run([*command, "-t", f"{PATIENCE_SECONDS:.0f}", "stop"])
+    stopped = engine.pg_ctl(settings, settings.data_dir, "-m", mode, "-t", f"{PATIENCE_SECONDS:.0f}", "stop")
     return stopped.status == 0 or not engine.is_running(settings)
 
 

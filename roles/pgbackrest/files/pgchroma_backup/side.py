@@ -80,7 +80,7 @@ def stop_line(settings: Settings, directory: str) -> str:
 
 def is_running(settings: Settings, place: Path) -> bool:
     """Whether a server runs on the copy."""
-    return engine.run([f"{settings.bin_dir}/pg_ctl", "-D", str(place / "data"), "status"]).status == 0
+    return engine.pg_ctl(settings, place / "data", "status").status == 0
 
 
 def make_room(place: Path) -> None:
@@ -156,19 +156,8 @@ def start(settings: Settings, place: Path, port: int, end: str) -> None:
         BackupError: it did not start, or recovery did not end in time; the end of its log is in the message.
     """
     log = place / "server.log"
-    command = [
-        f"{settings.bin_dir}/pg_ctl",
-        "-D",
-        str(place / "data"),
-        "-l",
-        str(log),
-        "-s",
-        "-w",
-        "-t",
-        "60",
-    ]
-    command += ["-o", f"-c config_file={place}/postgresql.conf", "start"]
-    done = engine.run(command, timeout=settings.recovery_seconds + 30)
+    words = ("-l", str(log), "-s", "-w", "-t", "60", "-o", f"-c config_file={place}/postgresql.conf", "start")
+    done = engine.pg_ctl(settings, place / "data", *words, timeout=settings.recovery_seconds + 30)
     copy_server = server(place, port)
     try:
         if done.status != 0 and not is_running(settings, place):
@@ -187,19 +176,7 @@ def start(settings: Settings, place: Path, port: int, end: str) -> None:
 def stop(settings: Settings, place: Path) -> None:
     """Stop the copy, if it runs, with a checkpoint, so that its pages can be checked offline."""
     if is_running(settings, place):
-        command = [
-            f"{settings.bin_dir}/pg_ctl",
-            "-D",
-            str(place / "data"),
-            "-s",
-            "-w",
-            "-t",
-            "300",
-            "-m",
-            "fast",
-            "stop",
-        ]
-        done = engine.run(command)
+        done = engine.pg_ctl(settings, place / "data", "-s", "-w", "-t", "300", "-m", "fast", "stop")
         if done.status != 0:
             raise BackupError(
                 f"the copy in {place} does not stop: {done.output.strip()}", "stop its processes by hand"
