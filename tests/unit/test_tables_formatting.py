@@ -16,7 +16,7 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.types.json import Jsonb
 
 from pgchroma.migrate.tables import formatting
-from pgchroma.migrate.tables.kinds import MisfitError, convert, parse
+from pgchroma.migrate.tables.kinds import MisfitError, convert, parse, parse_json
 
 
 def encoded(columns: Sequence[tuple[str, str, Sequence[Any]]], *, usual_times: bool = False) -> bytes:
@@ -192,3 +192,12 @@ def test_u0000_is_replaced_as_the_operator_chose(on_nul: str, expected: str, con
 def test_what_is_beyond_the_type_does_not_fit(type_: str, text: str) -> None:
     with pytest.raises(MisfitError):
         convert(parse(type_), text)
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 22, 398, 399, 400, 401, 4_299, 4_300, 5_000])
+def test_whole_json_numbers_are_equal_however_they_are_spelled(zeros: int) -> None:
+    # PostgreSQL writes each of them as the second.
+    spelled = [f"[12e{zeros}]", f"[12{'0' * zeros}]", f"[1.2e{zeros + 1}]", f"[12{'0' * zeros}.0]"]
+    assert len({repr(parse_json(text)) for text in spelled}) == 1
+    assert parse_json(f"[12e{zeros}]") != parse_json(f"[12{'0' * zeros}1]")
+    assert parse_json(f"[12{'0' * zeros}2]") != parse_json(f"[12{'0' * zeros}1]")

@@ -29,7 +29,7 @@ _WIDER_THAN_INTEGERS: Final = ("numeric", "double precision")
 _WHOLE: Final = re.compile(r"0|-?[1-9][0-9]*")
 # Decimal rounds to 28 digits otherwise, and would hide what differs beyond.
 _EXACT: Final = Context(prec=200_000)
-# A whole number of fewer digits is kept as one, whatever its spelling was.
+# A whole number of so many digits, or fewer, is kept as one, whatever its spelling was.
 _WRITTEN_OUT: Final = 400
 # What PostgreSQL's numeric holds: so many digits before the point and behind it.
 _NUMERIC_DIGITS: Final = (131_072, 16_383)
@@ -128,26 +128,33 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _exact_number(text: str) -> int | str:
-    """Return a number with a fraction or an exponent so that equal numbers are equal, however they are spelled.
+    """Return a number so that equal numbers are equal, however they are spelled: PostgreSQL writes 1e400 out, with all its zeros.
 
     What is no whole number becomes a string that no JSON string PostgreSQL can hold is equal to.
     """
     number = Decimal(text).normalize(_EXACT)
     exponent = number.as_tuple().exponent
-    if isinstance(exponent, int) and 0 <= exponent < _WRITTEN_OUT:
+    if isinstance(exponent, int) and exponent >= 0 and number.adjusted() < _WRITTEN_OUT:
         return int(number)
     return f"\x00{number}"
 
 
 # Made once: json.loads would make one for each value.
 _DECODER: Final = json.JSONDecoder(parse_float=_exact_number, parse_constant=_refuse_constant)
+# The quick one leaves whole numbers without an exponent to Python.
+_LONG_NUMBER: Final = re.compile(rf"[0-9]{{{_WRITTEN_OUT + 1}}}")
+_CAREFUL_DECODER: Final = json.JSONDecoder(
+    parse_float=_exact_number, parse_int=_exact_number, parse_constant=_refuse_constant
+)
 _ENCODER: Final = json.JSONEncoder(sort_keys=True)
 
 
 def parse_json(text: str | bytes) -> object:
     """Return a JSON document with exact numbers; MisfitError when it is none, or PostgreSQL would refuse it."""
     try:
-        value = _DECODER.decode(text if isinstance(text, str) else text.decode())
+        decoded = text if isinstance(text, str) else text.decode()
+        decoder = _CAREFUL_DECODER if _LONG_NUMBER.search(decoded) else _DECODER
+        value = decoder.decode(decoded)
     except (ValueError, RecursionError) as error:
         raise MisfitError(str(error)) from error
     if ("\\u" if isinstance(text, str) else b"\\u") in text:  # type: ignore[operator]
