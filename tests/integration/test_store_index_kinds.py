@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from psycopg import sql
 
 from pgchroma.errors import InvalidArgumentError, InvalidDimensionError, NotFoundError
-from pgchroma.store import Store, StoreSettings, builds, indexer
+from pgchroma.store import Store, StoreSettings, builds, indexer, search_filtered
+from pgchroma.store import nearest as nearest_records
 from pgchroma.store.connection import Connection
 from pgchroma.types import (
     DEFAULT_DATABASE,
@@ -314,6 +316,39 @@ async def test_filters_find_the_same_with_indexes_with_a_tail_and_after_changes(
     await store.upsert(collection.id, restored)
     assert (await nearest(store, collection, embeddings[3].tolist(), 1, where={"tenth": 3}))[0] == ["3"]
     require_whole(database_url)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfflat"])
+async def test_many_matches_are_found_by_a_walk_through_the_index(
+    store: Store, database_url: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = points(ROWS)
+    collection = await collection_of(store, embeddings, index=kind)
+    await settle(database_url)
+    found: list[int | None] = []
+    walk = nearest_records.walking
+
+    def walking(*arguments: Any, **named: Any) -> sql.Composed:
+        found.append(arguments[3])
+        return walk(*arguments, **named)
+
+    monkeypatch.setattr(nearest_records, "walking", walking)
+    half, hundredth = NUMBERS % 2 == 0, NUMBERS % 100 == 7
+    assert await recall(store, collection, embeddings, half, where={"half": True}) >= 0.99
+    assert not found
+    monkeypatch.setattr(search_filtered, "_FEW_MATCHES", 100)
+    assert await recall(store, collection, embeddings, half, where={"half": True}) >= 0.99
+    assert len(found) == QUERIES
+    # Of so few the walk would find too few, and is not tried.
+    assert await recall(store, collection, embeddings, hundredth, where={"name": "n7"}) >= 0.99
+    assert len(found) == QUERIES
+    monkeypatch.setattr(search_filtered, "_WORTH_WALKING", 0)
+    monkeypatch.setattr(search_filtered, "_FEW_MATCHES", 1)
+    # One that finds too few is followed by a look at each match.
+    last = NUMBERS >= ROWS - 5
+    where = {"size": {"$gte": 1.5 * (ROWS - 5)}}
+    assert await recall(store, collection, embeddings, last, where=where) == 1.0
+    assert len(found) == 2 * QUERIES
 
 
 async def test_embeddings_of_any_length_are_found_although_sketches_know_angles_only(store: Store) -> None:

@@ -1,8 +1,9 @@
 """Searches among the records that a filter selects: which statement one needs, and which to try next when one found too little."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import numpy as np
 from pgvector import Bit
@@ -22,7 +23,7 @@ from pgchroma.store.search_basis import (
     statement,
 )
 from pgchroma.store.shortlist import Seqs
-from pgchroma.types import Float32Matrix
+from pgchroma.types import Collection, Float32Matrix
 
 # Up to so many matches it is cheapest to look at the sketch of each; about as long as a walk through an index takes at worst.
 _FEW_MATCHES = 40_000
@@ -71,37 +72,19 @@ async def filtered(
     """Return the nearest of the records that a filter selects."""
     if not count:
         return []
-    collection = entry.collection
     chosen = sql.SQL("{} AND {}").format(matching.chosen, sql.SQL(GUARD))
-    parameters = {**matching.parameters, **entry.parameters, "q": embedding, "k": count}
-    shape = (wanted.include, count, _digest(chosen.as_bytes(connection)))
-    rows = await _matching_among(connection, entry, embedding, count, chosen, shape, parameters, wanted)
-    if rows is not None:
-        return rows
-    rows = await _by_memory(connection, entry, embedding, count, matching, chosen, shape, parameters, wanted)
-    if rows is not None:
-        return rows
-    by_sketch = False
-    if not is_anywhere(entry, embedding):
-        if await _pays_to_walk(connection, entry, count, chosen, parameters):
-            rows = await _walk(connection, entry, embedding, count, chosen, parameters, wanted)
-            if len(rows) == count:
-                return rows
-        if entry.sketch:
-            sketch = sketches.encode(embedding[None], entry.sketch)[0]
-            parameters["q_sketch"] = Bit(np.unpackbits(sketch)[: embedding.size * entry.sketch])
-            least, per_result = _COMPARED[entry.sketch]
-            more = min(entry.rows // _RECORDS_PER_COMPARED, _MOST_COMPARED)
-            parameters["compared"] = max(least + more, per_result * count)
-            by_sketch = True
-    # Texts of statements are dear to make; filters of the same shape have the same.
-    key = (by_sketch, *shape, _digest(matching.source.as_bytes(connection)))
-    query = entry.statements.get(key)
-    if query is None:
-        choose = nearest.sketched if by_sketch else nearest.exact
-        query = statement(connection, entry, choose(collection, matching.source, chosen), wanted)
-        _remember(entry, key, query)
-    return await connection.fetch(query, parameters, prepare=False)
+    return await _Search(
+        connection,
+        entry,
+        embedding,
+        count,
+        wanted,
+        matching,
+        chosen,
+        source=_digest(matching.source.as_bytes(connection)),
+        shape=(wanted.include, count, _digest(chosen.as_bytes(connection))),
+        parameters={**matching.parameters, **entry.parameters, "q": embedding, "k": count},
+    ).run()
 
 
 def _digest(text: bytes) -> bytes:
@@ -109,155 +92,187 @@ def _digest(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def _remember(entry: Entry, key: object, query: bytes) -> None:
-    if not wire.is_lasting(query):
-        return
-    if len(entry.statements) >= _MOST_STATEMENTS:
-        entry.statements.clear()
-    entry.statements[key] = query
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """One search, and the ways in which it can be done.
 
-
-async def _matching_among(
-    connection: Connection,
-    entry: Entry,
-    embedding: Float32Matrix,
-    count: int,
-    chosen: sql.Composed,
-    shape: object,
-    parameters: dict[str, Any],
-    wanted: Wanted,
-) -> list[Row] | None:
-    """Return the nearest matches among some hundred candidates chosen by sketches in memory.
-
-    None where too few of the candidates match, as with most filters: a filter's shape that was found so is not tried for a while.
+    Attributes:
+        embedding: float32, shape (dimension,).
+        count: how many records are wanted.
+        chosen: the filter's condition over `record`, `GUARD` included.
+        source: stands for where records are selected from, in keys.
+        shape: stands for all but the values: filters of the same shape have the same statements, whose texts are dear to make.
+        parameters: what the statements refer to.
     """
-    memory = connection.sketches
-    if memory is None or not entry.vectors or is_anywhere(entry, embedding):
-        return None
-    if not memory.is_hopeful(key := (entry.identity, shape)):
-        return None
-    candidates = memory.candidates(entry, embedding, _BROADER * configured(entry), count)
-    if candidates is None:
-        return None
-    query = entry.statements.get(shape)
-    if query is None:
-        found = nearest.matching_among(entry.collection, entry.vectors, chosen, count)
-        query = statement(connection, entry, found, wanted, counts=("found", "matched"))
-        _remember(entry, shape, query)
-    rows = await connection.fetch(query, {**parameters, "candidates": Numbers(candidates)})
-    if len(rows) == count and rows[0][-2] < LEAST_FOUND * len(candidates):
-        memory.forget(entry)
-    elif len(rows) == count and rows[0][-1] >= max(_LEAST_MATCHING * len(candidates), _PER_RESULT * count):
-        memory.learn(key, 1)
-        return [row[:-2] for row in rows]
-    memory.learn(key, -1)
-    return None
 
+    connection: Connection
+    entry: Entry
+    embedding: Float32Matrix
+    count: int
+    wanted: Wanted
+    matching: Matching
+    chosen: sql.Composed
+    source: bytes
+    shape: tuple[object, ...]
+    parameters: dict[str, Any]
 
-async def _by_memory(
-    connection: Connection,
-    entry: Entry,
-    embedding: Float32Matrix,
-    count: int,
-    matching: Matching,
-    chosen: sql.Composed,
-    shape: object,
-    parameters: dict[str, Any],
-    wanted: Wanted,
-) -> list[Row] | None:
-    """Return the nearest matches: PostgreSQL tells which match, memory which of them may be nearest, PostgreSQL how near they are.
+    async def run(self) -> list[Row]:
+        """Return the nearest matches, by the quickest way that finds enough."""
+        if not is_anywhere(self.entry, self.embedding):
+            for way in (self._matching_among, self._by_memory, self._walk):
+                rows = await way()
+                if rows is not None:
+                    return rows
+            if self.entry.sketch:
+                return await self._sketched()
+        return await self._each("exact", nearest.exact, {})
 
-    None where not everything is held, or the collection has changed in between.
-    """
-    memory = connection.sketches
-    if memory is None or is_anywhere(entry, embedding) or not memory.holds(entry):
-        return None
-    numbered = ("numbers", _digest(matching.source.as_bytes(connection)), shape)
-    values = repr(matching.parameters)
-    noted = (entry.identity, entry.revision, numbered, values) if len(values) <= _LONGEST_VALUES else None
-    # What matched in this very snapshot still does: nothing at all has been written since.
-    known = memory.recall(noted)
-    if known is not None:
-        before, seqs = known
-        rows = await _compare(
-            connection, entry, embedding, count, before, seqs, chosen, shape, parameters, wanted
+    def _statement(self, key: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
+        """Return the text of a statement, made where it is not remembered; `key` tells it from others of this shape."""
+        statements = self.entry.statements
+        key = (*key, self.shape)
+        query = statements.get(key)
+        if query is None:
+            query = make()
+            if wire.is_lasting(query):
+                if len(statements) >= _MOST_STATEMENTS:
+                    statements.clear()
+                statements[key] = query
+        return query
+
+    def _around(self, found: sql.Composed, *counts: LiteralString) -> bytes:
+        return statement(self.connection, self.entry, found, self.wanted, counts=counts)
+
+    async def _matching_among(self) -> list[Row] | None:
+        """Return the nearest matches among some hundred candidates chosen by sketches in memory.
+
+        None where too few of the candidates match, as with most filters: a filter's shape that was found so is not tried for a while.
+        """
+        memory, entry, count = self.connection.sketches, self.entry, self.count
+        if memory is None or not entry.vectors:
+            return None
+        if not memory.is_hopeful(key := (entry.identity, self.shape)):
+            return None
+        candidates = memory.candidates(entry, self.embedding, _BROADER * configured(entry), count)
+        if candidates is None:
+            return None
+        query = self._statement(
+            ("among",),
+            lambda: self._around(
+                nearest.matching_among(entry.collection, entry.vectors, self.chosen, count),
+                "found",
+                "matched",
+            ),
         )
-        if rows is not None:
-            return rows
-    query = entry.statements.get(numbered)
-    if query is None:
-        query = nearest.numbers(matching.source, chosen).as_bytes(connection)
-        _remember(entry, numbered, query)
-    ((snapshot, numbers),) = await connection.fetch(query, parameters, prepare=False)
-    if numbers is None:
-        return []
-    seqs = np.frombuffer(numbers, ">i8").astype(np.int64)
-    if noted is not None:
-        memory.note(noted, snapshot, seqs)
-    return await _compare(connection, entry, embedding, count, "", seqs, chosen, shape, parameters, wanted)
-
-
-async def _compare(
-    connection: Connection,
-    entry: Entry,
-    embedding: Float32Matrix,
-    count: int,
-    snapshot: str,
-    seqs: Seqs,
-    chosen: sql.Composed,
-    shape: object,
-    parameters: dict[str, Any],
-    wanted: Wanted,
-) -> list[Row] | None:
-    """Return the nearest of the vectors with these numbers; None where something has changed, or they are too many."""
-    candidates = connection.sketches.among(entry, seqs, embedding, configured(entry), count)
-    if candidates is None or len(candidates) > _MOST_COMPARED:
+        rows = await self.connection.fetch(query, {**self.parameters, "candidates": Numbers(candidates)})
+        if len(rows) == count and rows[0][-2] < LEAST_FOUND * len(candidates):
+            memory.forget(entry)
+        elif len(rows) == count and rows[0][-1] >= max(
+            _LEAST_MATCHING * len(candidates), _PER_RESULT * count
+        ):
+            memory.learn(key, 1)
+            return [row[:-2] for row in rows]
+        memory.learn(key, -1)
         return None
-    compared = ("compare", shape)
-    query = entry.statements.get(compared)
-    if query is None:
-        query = statement(connection, entry, nearest.matching_these(entry.collection, chosen, count), wanted)
-        _remember(entry, compared, query)
-    # Its plan is the same for all values: from the candidates to their records.
-    rows = await connection.fetch(
-        query, {**parameters, "candidates": Numbers(candidates), "snapshot": snapshot}
-    )
-    return rows if len(rows) == min(count, len(seqs)) else None
 
+    async def _by_memory(self) -> list[Row] | None:
+        """Return the nearest matches: PostgreSQL tells which match, memory which of them may be nearest, PostgreSQL how near they are.
 
-async def _pays_to_walk(
-    connection: Connection, entry: Entry, count: int, chosen: sql.Composed, parameters: dict[str, Any]
-) -> bool:
-    """Estimate from a sample of the records whether the matches are too many to look at each."""
-    if not entry.vectors or count > _MOST_WALKED or entry.rows <= _FEW_MATCHES or not entry.pages:
-        return False
-    query = sql.SQL(
-        "SELECT count(*), count(*) FILTER (WHERE {}) FROM {} AS record TABLESAMPLE SYSTEM ({})"
-    ).format(
-        chosen,
-        tables.records(entry.collection.table_number or 0),
-        sql.Literal(min(100.0, 100.0 * _SAMPLED_PAGES / entry.pages)),
-    )
-    cursor = await connection.execute(query, parameters, prepare=False)
-    row = await cursor.fetchone()
-    seen, matching = row or (0, 0)
-    share = matching / seen if seen else 0.0
-    return share >= _WORTH_WALKING and share * entry.rows > _FEW_MATCHES
+        None where not everything is held, or the collection has changed in between.
+        """
+        memory, entry = self.connection.sketches, self.entry
+        if memory is None or not memory.holds(entry):
+            return None
+        values = repr(self.matching.parameters)
+        noted = None
+        if len(values) <= _LONGEST_VALUES:
+            noted = (entry.identity, entry.revision, self.source, self.shape, values)
+        # What matched in this very snapshot still does: nothing at all has been written since.
+        known = memory.recall(noted)
+        if known is not None:
+            rows = await self._compare(*known)
+            if rows is not None:
+                return rows
+        query = self._statement(
+            ("numbers", self.source),
+            lambda: nearest.numbers(self.matching.source, self.chosen).as_bytes(self.connection),
+        )
+        ((snapshot, numbers),) = await self.connection.fetch(query, self.parameters, prepare=False)
+        if numbers is None:
+            return []
+        seqs = np.frombuffer(numbers, ">i8").astype(np.int64)
+        if noted is not None:
+            memory.note(noted, snapshot, seqs)
+        return await self._compare("", seqs)
 
+    async def _compare(self, snapshot: str, seqs: Seqs) -> list[Row] | None:
+        """Return the nearest of the vectors with these numbers; None where something has changed, or they are too many."""
+        entry, count = self.entry, self.count
+        candidates = self.connection.sketches.among(entry, seqs, self.embedding, configured(entry), count)
+        if candidates is None or len(candidates) > _MOST_COMPARED:
+            return None
+        query = self._statement(
+            ("compare",),
+            lambda: self._around(nearest.matching_these(entry.collection, self.chosen, count)),
+        )
+        # Its plan is the same for all values: from the candidates to their records.
+        parameters = {**self.parameters, "candidates": Numbers(candidates), "snapshot": snapshot}
+        rows = await self.connection.fetch(query, parameters)
+        return rows if len(rows) == min(count, len(seqs)) else None
 
-async def _walk(
-    connection: Connection,
-    entry: Entry,
-    embedding: Float32Matrix,
-    count: int,
-    chosen: sql.Composed,
-    parameters: dict[str, Any],
-    wanted: Wanted,
-) -> list[Row]:
-    await prepare_indexes(connection, entry, max(_WALK_EF_SEARCH, ef_search_of(entry, 2 * count)))
-    quantisations = {segment.quantisation for segment in entry.vectors}
-    parameters = parameters | kinds.parameters(quantisations, entry.collection.space, embedding)
-    found = nearest.walking(
-        entry.collection, entry.vectors, chosen, count, kept=max(4 * count, 60), looked_at=5_000
-    )
-    return await connection.fetch(statement(connection, entry, found, wanted), parameters, prepare=False)
+    async def _walk(self) -> list[Row] | None:
+        """Return the nearest matches that a walk through the indexes finds; None where it does not pay, or finds too few."""
+        entry, count = self.entry, self.count
+        if not await self._pays_to_walk():
+            return None
+        await prepare_indexes(self.connection, entry, max(_WALK_EF_SEARCH, ef_search_of(entry, 2 * count)))
+        quantisations = {segment.quantisation for segment in entry.vectors}
+        parameters = self.parameters | kinds.parameters(quantisations, entry.collection.space, self.embedding)
+        found = nearest.walking(
+            entry.collection, entry.vectors, self.chosen, count, kept=max(4 * count, 60), looked_at=5_000
+        )
+        rows = await self.connection.fetch(self._around(found), parameters, prepare=False)
+        return rows if len(rows) == count else None
+
+    async def _pays_to_walk(self) -> bool:
+        """Estimate from a sample of the records whether the matches are too many to look at each."""
+        entry = self.entry
+        if not entry.vectors or self.count > _MOST_WALKED or entry.rows <= _FEW_MATCHES or not entry.pages:
+            return False
+        query = sql.SQL(
+            "SELECT count(*), count(*) FILTER (WHERE {}) FROM {} AS record TABLESAMPLE SYSTEM ({})"
+        ).format(
+            self.chosen,
+            tables.records(entry.collection.table_number or 0),
+            sql.Literal(min(100.0, 100.0 * _SAMPLED_PAGES / entry.pages)),
+        )
+        cursor = await self.connection.execute(query, self.parameters, prepare=False)
+        row = await cursor.fetchone()
+        seen, matching = row or (0, 0)
+        share = matching / seen if seen else 0.0
+        return share >= _WORTH_WALKING and share * entry.rows > _FEW_MATCHES
+
+    async def _sketched(self) -> list[Row]:
+        """Compare the best by sketch."""
+        entry = self.entry
+        sketch = sketches.encode(self.embedding[None], entry.sketch)[0]
+        least, per_result = _COMPARED[entry.sketch]
+        more = min(entry.rows // _RECORDS_PER_COMPARED, _MOST_COMPARED)
+        parameters = {
+            "q_sketch": Bit(np.unpackbits(sketch)[: self.embedding.size * entry.sketch]),
+            "compared": max(least + more, per_result * self.count),
+        }
+        return await self._each("sketched", nearest.sketched, parameters)
+
+    async def _each(
+        self,
+        name: str,
+        choose: Callable[[Collection, sql.Composable, sql.Composed], sql.Composed],
+        parameters: dict[str, Any],
+    ) -> list[Row]:
+        """Look at each match."""
+        query = self._statement(
+            (name, self.source),
+            lambda: self._around(choose(self.entry.collection, self.matching.source, self.chosen)),
+        )
+        return await self.connection.fetch(query, self.parameters | parameters, prepare=False)
