@@ -21,24 +21,42 @@ class Server:
         self.now = 0
         self.read: list[int] = []
         self.fails = False
-        self.ahead = ReadAhead(self._moment, limit_bytes)
+        # Number of a page whose answer is longer than what is kept.
+        self.too_large: int | None = None
+        self.written: list[int] = []
+        self.may_write = asyncio.Event()
+        self.may_read = asyncio.Event()
+        self.may_write.set()
+        self.may_read.set()
+        self.ahead = ReadAhead(self._moment, self._read, self._write, limit_bytes)
 
     async def _moment(self) -> str:
         return f"{self.now}:{self.now}:"
 
-    async def _read(self, page: Page) -> tuple[bytes, int]:
+    async def _read(self, page: Page) -> tuple[str, int]:
+        await self.may_read.wait()
         if self.fails:
             raise ConnectionError("PostgreSQL is away")
         number = page.offset // LIMIT
         self.read.append(number)
-        return f"{number} at {self.now}".encode(), LIMIT if number < PAGES - 1 else LIMIT - 1
+        return f"{number} at {self.now}", LIMIT if number < PAGES - 1 else LIMIT - 1
+
+    async def _write(self, page: Page, records: str) -> bytes:
+        await self.may_write.wait()
+        self.written.append(page.offset // LIMIT)
+        return records.encode() + b" " * (100 if page.offset // LIMIT == self.too_large else 0)
 
     async def get(self, page: Page) -> bytes:
         """Return an answer, and let what is read ahead be read."""
-        body = await self.ahead.get(page, self._read)
-        for _ in range(5):
-            await asyncio.sleep(0)
+        body = await self.ahead.get(page)
+        await settle()
         return body
+
+
+async def settle() -> None:
+    """Let the other tasks go on for a while."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 def page(number: int) -> Page:
@@ -111,7 +129,7 @@ async def test_a_page_that_nobody_asks_for_is_given_up(monkeypatch: pytest.Monke
     server = Server()
     await server.get(page(0))
     deadline = asyncio.get_running_loop().time() + 5
-    while server.ahead._task is not None:
+    while server.ahead._kept is not None:
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0)
     # From now on a first page alone is no reason, two in turn are.
@@ -124,19 +142,40 @@ async def test_a_page_that_nobody_asks_for_is_given_up(monkeypatch: pytest.Monke
 
 async def test_a_request_that_is_given_up_leaves_the_page_to_the_next() -> None:
     server = Server()
-    may_go_on = asyncio.Event()
-
-    async def slow(wanted: Page) -> tuple[bytes, int]:
-        if wanted.offset:
-            await may_go_on.wait()
-        return b"slow", LIMIT
-
-    await server.ahead.get(page(0), slow)
-    waiting = asyncio.create_task(server.ahead.get(page(1), slow))
-    await asyncio.sleep(0)
+    await server.ahead.get(page(0))
+    server.may_read.clear()
+    waiting = asyncio.create_task(server.ahead.get(page(1)))
+    await settle()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    may_go_on.set()
-    assert await server.ahead.get(page(1), slow) == b"slow"
+    server.may_read.set()
+    assert await server.get(page(1)) == b"1 at 0"
+    assert server.read == [0, 1, 2]
+    await server.ahead.close()
+
+
+async def test_the_next_page_is_read_while_the_answer_to_one_is_written() -> None:
+    server = Server()
+    await server.ahead.get(page(0))
+    server.may_write.clear()
+    waiting = asyncio.create_task(server.ahead.get(page(1)))
+    await settle()
+    assert (server.read, server.written) == ([0, 1, 2], [0])
+    server.may_write.set()
+    assert await waiting == b"1 at 0"
+    assert await server.get(page(2)) == b"2 at 0"
+    assert server.read == [0, 1, 2, 3]
+    await server.ahead.close()
+
+
+async def test_a_page_that_turns_out_too_large_ends_what_was_begun_after_it() -> None:
+    server = Server()
+    server.too_large = 1
+    await server.get(page(0))
+    assert await server.get(page(1)) == b"1 at 0" + b" " * 100
+    assert server.ahead._kept is None
+    assert server.written == [0, 1, 1]
+    assert await server.get(page(2)) == b"2 at 0"
+    assert server.ahead._kept is not None
     await server.ahead.close()

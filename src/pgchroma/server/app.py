@@ -10,10 +10,9 @@ from typing import Any
 from pgchroma.server import errors, logs, metrics
 from pgchroma.server.auth import Guard
 from pgchroma.server.cors import CrossOrigin, origins_of
-from pgchroma.server.handlers import Context
+from pgchroma.server.handlers import Context, records
 from pgchroma.server.http import CHROMA_ERROR, HttpError, Receive, Request, Response, Scope, Send
 from pgchroma.server.middleware import RequestLog
-from pgchroma.server.read_ahead import ReadAhead
 from pgchroma.server.router import Router
 from pgchroma.server.routes import ROUTES
 from pgchroma.server.settings import ServerSettings, variable_name
@@ -109,7 +108,7 @@ class Application:
         )
         watching = asyncio.create_task(_keep_watching(watch), name="watch")
         self._guard = Guard(watch) if asks_for_tokens else None
-        read_ahead = ReadAhead(store.moment, self._settings.read_ahead_mb << 20)
+        read_ahead = records.reading_ahead(store, self._settings.read_ahead_mb << 20)
         self._context = Context(store, self._settings, watch, self.metrics, read_ahead)
         if self._settings.indexer:
             self._indexer = asyncio.create_task(_keep_indexing(store), name="indexer")

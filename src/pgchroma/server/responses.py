@@ -12,8 +12,8 @@ from pgchroma.server import plain
 from pgchroma.store.search import SearchRows
 from pgchroma.types import Collection, Include, Rows
 
-# Written in two or three milliseconds.
-_FLOATS_OF_A_TURN = 64 * 1024
+# Written in less than a millisecond. Larger pieces take up to half as long again: each is written to memory that the kernel has to clear.
+_FLOATS_OF_A_TURN = 16 * 1024
 
 
 def collection(found: Collection) -> dict[str, Any]:
@@ -57,10 +57,10 @@ async def page_body(rows: Rows, names: Sequence[str]) -> bytes:
     if matrix is None or not len(matrix):
         return orjson.dumps({"embeddings": matrix, **answer})
     step = max(1, _FLOATS_OF_A_TURN // matrix.shape[1])
-    parts = [b'{"embeddings":[']
+    parts: list[bytes | memoryview] = [b'{"embeddings":[']
     for start in range(0, len(matrix), step):
         part = orjson.dumps(matrix[start : start + step], option=orjson.OPT_SERIALIZE_NUMPY)
-        parts += [part[1:-1], b","]
+        parts += [memoryview(part)[1:-1], b","]
         await asyncio.sleep(0)
     parts[-1] = b"],"
     parts.append(orjson.dumps(answer)[1:])

@@ -7,6 +7,7 @@ from pgchroma.server.read_ahead import ReadAhead
 from pgchroma.server.settings import ServerSettings
 from pgchroma.store import Store
 from pgchroma.store.watch import Watch
+from pgchroma.types import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,4 +18,4 @@ class Context:
     settings: ServerSettings
     watch: Watch
     metrics: Metrics
-    read_ahead: ReadAhead
+    read_ahead: ReadAhead[Rows]

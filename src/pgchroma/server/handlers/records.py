@@ -15,8 +15,9 @@ from pgchroma.server.payloads import (
     UpdatePayload,
     WritePayload,
 )
-from pgchroma.server.read_ahead import Page
-from pgchroma.types import Filter, Float32Matrix, RecordBatch
+from pgchroma.server.read_ahead import Page, ReadAhead
+from pgchroma.store import Store
+from pgchroma.types import Filter, Float32Matrix, RecordBatch, Rows
 
 DEFAULT_N_RESULTS = 10
 _READ_LEVELS = ("index_and_wal", "index_only", "index_and_bounded_wal")
@@ -124,7 +125,7 @@ async def get(context: Context, request: Request) -> Response:
 
 async def _get_page(context: Context, request: Request, payload: GetPayload) -> Response:
     """Return one page of all records, which another is likely to follow."""
-    asked = Page(
+    page = Page(
         request.params["tenant"],
         request.params["database"],
         collection_id(request),
@@ -132,13 +133,21 @@ async def _get_page(context: Context, request: Request, payload: GetPayload) -> 
         payload.limit or 0,
         payload.offset or 0,
     )
+    return Response(await context.read_ahead.get(page))
 
-    async def read(page: Page) -> tuple[bytes, int]:
+
+def reading_ahead(store: Store, limit_bytes: int) -> ReadAhead[Rows]:
+    """Return what reads pages of all records; see `ReadAhead`."""
+
+    async def read(page: Page) -> tuple[Rows, int]:
         selection = Filter(limit=page.limit, offset=page.offset)
-        rows = await context.store.get(page.collection, selection, responses.include_of(page.include))
-        return await responses.page_body(rows, page.include), len(rows.ids)
+        rows = await store.get(page.collection, selection, responses.include_of(page.include))
+        return rows, len(rows.ids)
 
-    return Response(await context.read_ahead.get(asked, read))
+    async def write(page: Page, rows: Rows) -> bytes:
+        return await responses.page_body(rows, page.include)
+
+    return ReadAhead(store.moment, read, write, limit_bytes)
 
 
 async def query(context: Context, request: Request) -> Response:
