@@ -157,7 +157,7 @@ def parse_json(text: str | bytes) -> object:
         value = decoder.decode(decoded)
     except (ValueError, RecursionError) as error:
         raise MisfitError(str(error)) from error
-    if ("\\u" if isinstance(text, str) else b"\\u") in text:  # type: ignore[operator]
+    if "\\u" in decoded:
         _refuse_unstorable(value)
     return value
 
