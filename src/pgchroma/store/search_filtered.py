@@ -81,7 +81,6 @@ async def filtered(
         wanted,
         matching,
         chosen,
-        source=_digest(matching.source.as_bytes(connection)),
         shape=(wanted.include, count, _digest(chosen.as_bytes(connection))),
         parameters={**matching.parameters, **entry.parameters, "q": embedding, "k": count},
     ).run()
@@ -100,7 +99,6 @@ class _Search:
         embedding: float32, shape (dimension,).
         count: how many records are wanted.
         chosen: the filter's condition over `record`, `GUARD` included.
-        source: stands for where records are selected from, in keys.
         shape: stands for all but the values: filters of the same shape have the same statements, whose texts are dear to make.
         parameters: what the statements refer to.
     """
@@ -112,7 +110,6 @@ class _Search:
     wanted: Wanted
     matching: Matching
     chosen: sql.Composed
-    source: bytes
     shape: tuple[object, ...]
     parameters: dict[str, Any]
 
@@ -139,6 +136,10 @@ class _Search:
                     statements.clear()
                 statements[key] = query
         return query
+
+    def _source(self) -> bytes:
+        """Return what stands for where records are selected from, in keys; not every way needs it."""
+        return _digest(self.matching.source.as_bytes(self.connection))
 
     def _around(self, found: sql.Composed, *counts: LiteralString) -> bytes:
         return statement(self.connection, self.entry, found, self.wanted, counts=counts)
@@ -183,10 +184,10 @@ class _Search:
         memory, entry = self.connection.sketches, self.entry
         if memory is None or not memory.holds(entry):
             return None
-        values = repr(self.matching.parameters)
+        source, values = self._source(), repr(self.matching.parameters)
         noted = None
         if len(values) <= _LONGEST_VALUES:
-            noted = (entry.identity, entry.revision, self.source, self.shape, values)
+            noted = (entry.identity, entry.revision, source, self.shape, values)
         # What matched in this very snapshot still does: nothing at all has been written since.
         known = memory.recall(noted)
         if known is not None:
@@ -194,7 +195,7 @@ class _Search:
             if rows is not None:
                 return rows
         query = self._statement(
-            ("numbers", self.source),
+            ("numbers", source),
             lambda: nearest.numbers(self.matching.source, self.chosen).as_bytes(self.connection),
         )
         ((snapshot, numbers),) = await self.connection.fetch(query, self.parameters, prepare=False)
@@ -272,7 +273,7 @@ class _Search:
     ) -> list[Row]:
         """Look at each match."""
         query = self._statement(
-            (name, self.source),
+            (name, self._source()),
             lambda: self._around(choose(self.entry.collection, self.matching.source, self.chosen)),
         )
         return await self.connection.fetch(query, self.parameters | parameters, prepare=False)
