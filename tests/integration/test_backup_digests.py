@@ -190,6 +190,10 @@ class TestRecording:
             (point,) = await backups.newest_points(connection)
         assert (point.name, point.records, point.backup_label) == (found.point, 2, "20260131-010203F")
         assert point.completed_at is not None
+        async with await backups.connect(database_url, "test") as connection:
+            await connection.execute("UPDATE pgchroma.backup_points SET completed_at = NULL")
+            assert len(await backups.newest_points(connection)) == 1
+            assert await backups.newest_points(connection, completed=True) == [], "it may never be"
 
     async def test_a_damaged_file_is_refused(
         self, own_store: Store, database_url: str, tmp_path: Path

@@ -1,7 +1,9 @@
 """`pgchroma backup dump` and `load`: bit for bit, whatever is interrupted, damaged or in the way."""
 
 import asyncio
+import fcntl
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -635,6 +637,23 @@ async def test_folders_that_hold_something_else_are_refused(
         take(database_url, tmp_path / "e", DEFAULT_DATABASE, "notes")
     with pytest.raises(ConfigurationError, match="without its database"):
         take(database_url, tmp_path / "f", None, "notes")
+
+
+async def test_two_dumps_do_not_write_into_one_folder(
+    own_store: Store, database_url: str, tmp_path: Path
+) -> None:
+    """The chunks of one would replace those of the other, of another moment."""
+    await fill(own_store, rows=10)
+    (tmp_path / "d").mkdir()
+    other = os.open(tmp_path / "d", os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RefusedError, match="another dump writes to"):
+            take(database_url, tmp_path / "d")
+    finally:
+        os.close(other)
+    assert list((tmp_path / "d").iterdir()) == []
+    take(database_url, tmp_path / "d")
 
 
 async def test_dumps_are_for_their_owner_only(own_store: Store, database_url: str, tmp_path: Path) -> None:

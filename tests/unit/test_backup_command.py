@@ -1,7 +1,6 @@
 """The command that backed-up hosts run: reading targets, choosing backups, understanding pgBackRest; without a host."""
 
 import dataclasses
-import importlib
 import json
 import os
 import re
@@ -16,10 +15,9 @@ from typing import Any
 
 import pytest
 
+from support.backed_up import described, module
 from support.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
 (
     alert,
     backup,
@@ -41,9 +39,9 @@ sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
     timelines,
     verification,
     wal,
-) = (
-    importlib.import_module(f"pgchroma_backup.{name}")
-    for name in (
+) = map(
+    module,
+    (
         "alert",
         "backup",
         "check",
@@ -64,40 +62,13 @@ sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
         "timelines",
         "verification",
         "wal",
-    )
+    ),
 )
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Any:
-    content = {
-        "stanza": "main",
-        "config": "/etc/pgbackrest/pgbackrest.conf",
-        "bin_dir": "/bin",
-        "data_dir": str(tmp_path / "data"),
-        "port": 5432,
-        "socket_dir": "/run",
-        "service": "postgresql@17-main.service",
-        "database": "pgchroma",
-        "state_dir": str(tmp_path),
-        "pgchroma_command": "",
-        "repositories": [
-            {"number": 1, "name": "local", "kind": "posix", "where": "/r"},
-            {"number": 2, "name": "offsite", "kind": "s3", "where": "h/b"},
-        ],
-        "archive_wait_seconds": 1,
-        "recovery_seconds": 1,
-        "backup_age_hours_maximum": 26,
-        "drill_age_days_maximum": 9,
-        "ready_files_maximum": 8,
-        "drill_directory": "/d",
-        "drill_port": 5499,
-        "drill_repository": 0,
-        "alert_command": [],
-    }
-    file = tmp_path / "settings.json"
-    file.write_text(json.dumps(content), encoding="utf-8")
-    return settings.read(file)
+    return described(tmp_path)
 
 
 def entry(
@@ -959,7 +930,7 @@ def test_a_copy_is_proven_by_what_is_known_of_its_target(
     here = dataclasses.replace(host, pgchroma_command=str(tmp_path / "pgchroma"))
     commands: list[list[str]] = []
 
-    def run(command: list[str], *, timeout: float) -> Any:
+    def run(command: list[str], **_: Any) -> Any:
         commands.append(command)
         return engine.Done(0, "{}")
 
@@ -975,9 +946,7 @@ def test_a_copy_is_proven_by_what_is_known_of_its_target(
 def test_a_proof_that_fails_stands_in_the_receipt(
     host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        engine, "run", lambda command, timeout: engine.Done(8, "critical checks failed: digests")
-    )
+    monkeypatch.setattr(engine, "run", lambda command, **_: engine.Done(8, "critical checks failed: digests"))
     goal = target.read({"name": "p"})
     with pytest.raises(errors.DamagedError, match="critical checks failed"):
         proof.keep(host, {"kind": "restore"}, lambda: proof.check(host, "url", None))
@@ -992,7 +961,7 @@ def test_a_proof_that_fails_stands_in_the_receipt(
 def test_a_verb_that_fails_has_a_result_for_its_receipt(
     host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = importlib.import_module("pgchroma_backup.__main__")
+    command = module("__main__")
     monkeypatch.setattr(
         sys, "argv", ["pgchroma-backup", "--settings", str(tmp_path / "settings.json"), "drill", "--json"]
     )
@@ -1053,7 +1022,7 @@ def test_settings_that_are_not_ours_are_refused(tmp_path: Path) -> None:
 
 
 def test_several_errors_keep_the_gravest_status() -> None:
-    both = backup.joined([errors.BackupError("a", "b", 4), errors.DamagedError("c", "d")])
+    both = errors.joined([errors.BackupError("a", "b", 4), errors.DamagedError("c", "d")])
     assert both.code == errors.DAMAGED
     assert all(part in str(both) for part in "abcd")
 
@@ -1083,7 +1052,7 @@ def test_a_backup_that_ends_during_a_drill_does_not_change_what_is_compared(
     """It records digests of its own, of a later moment than the one that was restored to."""
     asked: list[list[str]] = []
 
-    def checked(command: list[str], timeout: float) -> Any:
+    def checked(command: list[str], **_: Any) -> Any:
         asked.append(command)
         return engine.Done(0, '{"result": "ok"}')
 

@@ -1,8 +1,6 @@
 """Stopping the server's unit, above all while it is still starting; programs of the host are scripts here."""
 
-import importlib
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +8,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "roles/pgbackrest/files"))
-engine, errors, service = (
-    importlib.import_module(f"pgchroma_backup.{name}") for name in ("engine", "errors", "service")
-)
+from support.backed_up import module
+
+engine, errors, service = map(module, ("engine", "errors", "service"))
 
 SYSTEMCTL = """#!/bin/sh
 echo "systemctl $1" >> {log}

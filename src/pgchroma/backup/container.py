@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import zstandard
 
-from pgchroma.backup.state import write_atomically
+from pgchroma.backup.state import sync_directory, write_atomically
 from pgchroma.errors import SourceError
 from pgchroma.store.dumps import Chunk
 
@@ -118,13 +118,16 @@ def write_chunk(folder: Path, file: str, chunk: Chunk) -> ChunkEntry:
     content = b"".join((_header(chunk), chunk.lengths.astype("<u4").tobytes(), chunk.records, chunk.vectors))
     packed = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(content)
     path = folder / file
-    path.parent.mkdir(exist_ok=True, mode=0o700)
+    if not path.parent.exists():
+        path.parent.mkdir(mode=0o700)
+        sync_directory(folder)
     partial = path.with_suffix(".part")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE), "wb") as target:
         target.write(packed)
         target.flush()
         os.fsync(target.fileno())
     partial.replace(path)
+    sync_directory(path.parent)
     return ChunkEntry(
         file, chunk.rows, len(packed), hashlib.sha256(packed).hexdigest(), hashlib.sha256(content).hexdigest()
     )

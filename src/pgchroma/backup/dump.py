@@ -1,6 +1,9 @@
 """Dumping collections into a folder, in one snapshot; an interrupted dump is continued and is then as consistent as a fresh one."""
 
-from collections.abc import Callable
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +55,38 @@ def dump(database_url: str, scope: Scope, folder: Path, *, with_tokens: bool, ad
     Raises:
         ConfigurationError: the folder cannot be written to.
         NotFoundError: there is nothing of that name.
-        RefusedError: the folder holds something else, or a finished dump.
+        RefusedError: the folder holds something else, or a finished dump, or another dump writes to it.
         SourceChangedError: a collection was deleted meanwhile, or is damaged.
     """
     if scope.collection and not scope.database:
         raise ConfigurationError("a collection is named without its database", hint="add --database")
+    with _alone(folder):
+        return _dump(database_url, scope, folder, with_tokens=with_tokens, advance=advance)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold its lock: two dumps would write chunks under the same names."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot use {folder}: {error.strerror}", hint="name a folder that can be written to"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RefusedError(
+                f"another dump writes to {folder}", hint="wait until it has ended, or name another folder"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _dump(database_url: str, scope: Scope, folder: Path, *, with_tokens: bool, advance: Advance) -> Dumped:
     journal = _prepare(folder, scope)
     settings = StoreSettings(statement_timeout_seconds=0, application_name="pgchroma backup dump")
     try:
@@ -100,7 +130,6 @@ def _prepare(folder: Path, scope: Scope) -> Journal:
     journal = Journal(folder)
     begun = next(journal.read(), None)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         names = {item.name for item in folder.iterdir()}
     except OSError as error:
         raise ConfigurationError(

@@ -44,16 +44,21 @@ def write_atomically(path: Path, text: str, mode: int = _FILE_MODE) -> None:
             with contextlib.suppress(FileNotFoundError):
                 Path(name).unlink()
             raise
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)
     except OSError as error:
         raise ConfigurationError(
             f"cannot write {path}: {error.strerror}",
             hint="name a directory that this user can write to, or run the command as postgres",
         ) from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the names in a directory be on disk: files that were made, renamed or removed there."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _make(directory: Path) -> None:

@@ -43,7 +43,7 @@ class Facts:
 
     Attributes:
         now: seconds since 1970, when this was collected.
-        point: the newest restore point with digests.
+        point: the newest restore point whose digests are complete.
         drills: the newest drill's receipt of each repository.
         first_backups: when the first backup was taken into each repository.
     """
@@ -98,7 +98,7 @@ async def collect(
     try:
         async with await backups.connect(database_url, "pgchroma backup status") as connection:
             facts.archiver = await backups.archiver(connection)
-            facts.point = next(iter(await backups.newest_points(connection)), None)
+            facts.point = next(iter(await backups.newest_points(connection, completed=True)), None)
     except (PgchromaError, psycopg.Error) as error:
         facts.database_error = (
             error.message if isinstance(error, PgchromaError) else str(error).strip().partition("\n")[0]

@@ -217,13 +217,15 @@ async def _archive(connection: AsyncConnection[Any], wal_file: str, seconds: flo
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def newest_points(connection: AsyncConnection[Any], limit: int = 1) -> list[StoredPoint]:
-    """Return the newest points, newest first."""
+async def newest_points(
+    connection: AsyncConnection[Any], limit: int = 1, *, completed: bool = False
+) -> list[StoredPoint]:
+    """Return the newest points, newest first; with `completed` only those whose digests were all recorded."""
     async with connection.cursor(row_factory=class_row(StoredPoint)) as cursor:
         await cursor.execute(
             "SELECT name, created_at, backup_label, backup_type, records, digest, completed_at FROM pgchroma.backup_points "
-            "ORDER BY created_at DESC LIMIT %s",
-            [limit],
+            "WHERE completed_at IS NOT NULL OR NOT %s ORDER BY created_at DESC LIMIT %s",
+            [completed, limit],
         )
         return await cursor.fetchall()
 

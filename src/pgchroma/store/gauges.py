@@ -131,7 +131,7 @@ async def safety(connection: Connection) -> list[Gauge]:
         found.append(
             single("pgchroma_database_wal_last_archived_age_seconds", text, seen.last_archived_seconds)
         )
-    for point in await backups.newest_points(connection):
+    for point in await backups.newest_points(connection, completed=True):
         text = "When the digests of all collections were last recorded at a restore point."
         found.append(
             single("pgchroma_database_backup_digests_timestamp_seconds", text, point.created_at.timestamp())

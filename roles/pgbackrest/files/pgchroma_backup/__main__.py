@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from . import (
@@ -156,6 +159,8 @@ def main() -> int:
     """Run one verb and return its exit status."""
     words = parser().parse_args()
     engine.yield_to_queries()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
     try:
         result = dispatch(words, settings.read(words.settings))
     except BackupError as error:
@@ -163,10 +168,16 @@ def main() -> int:
     except PermissionError as error:
         return failed(words, BackupError(str(error), "run this as root", USAGE))
     except OSError as error:
-        explained = engine.explained("working on this host's files", str(error))
-        return failed(words, BackupError(explained.message, explained.hint, UNEXPECTED))
+        return failed(words, backup.on_this_host("working on this host's files", error))
+    except subprocess.TimeoutExpired as error:
+        return failed(words, BackupError(str(error), "run it by hand to see why", UNEXPECTED))
     sys.stdout.write((json.dumps(result) if words.json else text_of(result)) + "\n")
     return OK
+
+
+def end(number: int, _frame: FrameType | None) -> None:
+    """End this process on a signal as it ends on an error: with what it has begun, pgBackRest above all."""
+    sys.exit(128 + number)
 
 
 def failed(words: argparse.Namespace, error: BackupError) -> int:

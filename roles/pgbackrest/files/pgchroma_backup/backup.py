@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from pathlib import Path
 from typing import Any
 
 from . import engine, receipts
-from .errors import BackupError, DamagedError
+from .errors import UNEXPECTED, BackupError, DamagedError, joined
 from .settings import Repository, Settings
+
+# The receipt of a backup: its label, such as 20261121-080000F_20261122-080000I, and the name of its repository.
+RECEIPT = re.compile(r"backup-(?P<label>\d{8}-\d{6}F(?:_\d{8}-\d{6}[DI])?)-(?P<name>.+)\.json")
+# The lock that is held for as long as backups are taken and their digests are not recorded yet.
+AT_WORK = "backup"
 
 
 def backups_of(info: dict[str, Any], number: int) -> list[dict[str, Any]]:
@@ -61,6 +66,25 @@ def database_url(settings: Settings, socket: str = "", port: int = 0) -> str:
     return f"postgresql:///{settings.database}?{where}"
 
 
+def met(settings: Settings) -> list[BackupError]:
+    """Return what is to be said of damaged pages that PostgreSQL has met, or of its not telling."""
+    try:
+        failures = checksum_failures(settings)
+    except BackupError as error:
+        return [error]
+    if not failures:
+        return []
+    text = f"PostgreSQL has met {failures} pages with a wrong checksum since its statistics were reset"
+    hint = "find them with `pg_amcheck --all`; when they are repaired, reset the count: SELECT pg_stat_reset() in that database"
+    return [DamagedError(text, hint)]
+
+
+def on_this_host(what: str, error: OSError) -> BackupError:
+    """Return what became of a file of this host as an error with a remedy."""
+    told = engine.explained(what, str(error))
+    return BackupError(told.message, told.hint, UNEXPECTED)
+
+
 def checksum_failures(settings: Settings) -> int:
     """Return how many pages with a wrong checksum PostgreSQL has met since its statistics were last reset."""
     statement = "SELECT coalesce(sum(checksum_failures), 0) FROM pg_stat_database"
@@ -83,8 +107,9 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
     """Take one backup into one repository and return its receipt, which is also kept in the state directory.
 
     Raises:
-        DamagedError: pages of the cluster have a wrong checksum; the backup is kept, older ones are not expired.
+        DamagedError: pages of the cluster have a wrong checksum; the backup is kept, older ones are not to be expired.
         BackupError: no backup was taken.
+        OSError: it was taken, and its receipt could not be written.
     """
     what = f"{kind} backup into {repository}"
     before = {entry["label"] for entry in labels(settings, repository)}
@@ -125,14 +150,25 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
         )
         error.receipt = receipt
         raise error
-    if entry["type"] == "full":
-        drop_damaged(settings, repository)
-    engine.pgbackrest(
-        settings, f"expiring old backups of {repository}", "expire", f"--repo={repository.number}"
-    )
-    forget(settings, repository)
-    note_first(settings, repository)
     return receipt
+
+
+def tidy(settings: Settings, repository: Repository, kind: str) -> None:
+    """Expire what a repository need not hold any more, after a good backup of a kind was taken into it, and the receipts of that.
+
+    Raises:
+        BackupError: it could not be done; the backup is there all the same.
+    """
+    note_first(settings, repository)
+    try:
+        if kind == "full":
+            drop_damaged(settings, repository)
+        what = f"expiring old backups of {repository}"
+        engine.pgbackrest(settings, what, "expire", f"--repo={repository.number}")
+        forget(settings, repository)
+    except BackupError as error:
+        hint = f"the new backup is there and good; old ones stay until the next one. {error.hint}"
+        raise BackupError(error.message, hint, error.code) from error
 
 
 def built_on(entry: dict[str, Any], entries: list[dict[str, Any]]) -> set[str]:
@@ -182,9 +218,11 @@ def note_first(settings: Settings, repository: Repository) -> None:
 def forget(settings: Settings, repository: Repository) -> None:
     """Remove the receipts of backups that have expired."""
     known = {entry["label"] for entry in labels(settings, repository)}
+    # Labels hold no hyphen but the first: "backup-20261121-080000F-NAME.json", where NAME may hold some.
     for path in settings.state.glob(f"backup-*-{repository.name}.json"):
-        if path.name.removeprefix("backup-").removesuffix(f"-{repository.name}.json") not in known:
-            Path(path).unlink(missing_ok=True)
+        found = RECEIPT.match(path.name)
+        if found and found["name"] == repository.name and found["label"] not in known:
+            path.unlink(missing_ok=True)
 
 
 def run(
@@ -196,29 +234,40 @@ def run(
     over.
 
     Raises:
-        BackupError: at least one backup was not taken or is damaged; the message names each.
+        BackupError: at least one backup was not taken or is damaged, or old ones could not be expired; the message names each.
     """
+    with receipts.at_work(settings, AT_WORK):
+        return taken(settings, kind, numbers, only_if_none=only_if_none)
+
+
+def taken(
+    settings: Settings, kind: str, numbers: list[int], *, only_if_none: bool = False
+) -> list[dict[str, Any]]:
+    """Do what run() does, which says meanwhile that it is at work."""
     chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
     if only_if_none:
         info = engine.information(settings)
         chosen = [repository for repository in chosen if not backups_of(info, repository.number)]
     if not chosen:
         return []
-    done, errors = [], []
+    done: list[dict[str, Any]] = []
+    errors: list[BackupError] = []
     for repository in chosen:
         try:
             done.append(take(settings, kind, repository))
+            tidy(settings, repository, done[-1]["type"])
         except BackupError as error:
             errors.append(error)
+        except OSError as error:
+            errors.append(on_this_host(f"{kind} backup into {repository}", error))
     digests = record_digests(settings, done[-1]) if done else {}
-    for receipt in done:
-        receipt["digests"] = digests
-        keep(settings, receipt)
-    failures = checksum_failures(settings)
-    if failures:
-        text = f"PostgreSQL has met {failures} pages with a wrong checksum since its statistics were reset"
-        hint = "find them with `pg_amcheck --all`; when they are repaired, reset the count: SELECT pg_stat_reset() in that database"
-        errors.append(DamagedError(text, hint))
+    try:
+        for receipt in done:
+            receipt["digests"] = digests
+            keep(settings, receipt)
+    except OSError as error:
+        errors.append(on_this_host("the receipts of the backups", error))
+    errors += met(settings)
     if errors:
         error = joined(errors)
         damaged = [entry.receipt for entry in errors if entry.receipt is not None]
@@ -228,11 +277,3 @@ def run(
         hint = "the backups are good; without digests a drill cannot compare records. Run the command by hand to see why"
         raise BackupError(f"the collections' digests were not recorded: {digests['detail']}", hint)
     return done
-
-
-def joined(errors: list[BackupError]) -> BackupError:
-    """Return several errors as one; the gravest exit status counts."""
-    if len(errors) == 1:
-        return errors[0]
-    text = "\n".join(f"- {error.message}\n  {error.hint}" for error in errors)
-    return BackupError(f"{len(errors)} things went wrong:\n{text}", "", max(error.code for error in errors))

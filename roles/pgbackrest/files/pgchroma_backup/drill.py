@@ -75,7 +75,10 @@ def wanted(settings: Settings, repository: Repository, point: dict[str, Any]) ->
     if not good:
         raise BackupError(f"{repository} holds no backup without errors", HINT)
     newest = good[-1]
-    if lsn_number(newest["lsn"]["stop"]) > lsn_number(point["lsn"]):
+    # A backup into several repositories records digests when the last of them has its own: until then the one before it is drilled.
+    if receipts.is_held(settings, backup.AT_WORK):
+        newest = next((entry for entry in reversed(good) if is_before(entry, point)), newest)
+    if not is_before(newest, point):
         raise BackupError(
             f"no digests were recorded after {newest['label']}; the last are of {point['point']}", HINT
         )
@@ -87,6 +90,11 @@ def wanted(settings: Settings, repository: Repository, point: dict[str, Any]) ->
         "directory": settings.drill_directory,
         "port": settings.drill_port,
     }
+
+
+def is_before(entry: dict[str, Any], point: dict[str, Any]) -> bool:
+    """Whether a backup had ended when digests were recorded."""
+    return lsn_number(entry["lsn"]["stop"]) <= lsn_number(point["lsn"])
 
 
 def plan(settings: Settings, number: int = 0) -> dict[str, Any]:
@@ -153,6 +161,7 @@ def run(settings: Settings, number: int = 0) -> dict[str, Any]:
             "repository_name": repository.name,
             "backup_label": "",
             "result": "failed",
+            "detail": "it was ended from outside",
         }
         place = Path(settings.drill_directory)
         try:
@@ -170,6 +179,9 @@ def run(settings: Settings, number: int = 0) -> dict[str, Any]:
         except BackupError as error:
             receipt["detail"] = str(error)
             error.receipt = receipt
+            raise
+        except OSError as error:
+            receipt["detail"] = str(error)
             raise
         finally:
             if (place / side.MARKER).exists():

@@ -115,10 +115,11 @@ ERROR_LINE = re.compile(r"ERROR: \[\d+\]: .*")
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended: its status and all it printed."""
+    """How a command ended: its status and all it printed; what it printed to stderr is apart where it was asked to be."""
 
     status: int
     output: str
+    errors: str = ""
 
 
 def as_postgres(command: list[str]) -> list[str]:
@@ -126,8 +127,10 @@ def as_postgres(command: list[str]) -> list[str]:
     return command if os.geteuid() != 0 else ["runuser", "-u", "postgres", "--", *command]
 
 
-def run(command: list[str], *, text: str = "", timeout: float | None = None) -> Done:
+def run(command: list[str], *, text: str = "", timeout: float | None = None, apart: bool = False) -> Done:
     """Run a command as postgres and return how it ended; it runs in / because postgres may not read the caller's folder.
+
+    With ``apart`` what it prints to stderr is not mixed into what it prints to stdout, which is an answer then and must be nothing else.
 
     Raises:
         BackupError: the program does not exist, or did not end in time.
@@ -136,7 +139,7 @@ def run(command: list[str], *, text: str = "", timeout: float | None = None) -> 
         done = subprocess.run(  # noqa: S603
             as_postgres(command),
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if apart else subprocess.STDOUT,
             input=text.encode(),
             cwd="/",
             env=environment(),
@@ -149,7 +152,8 @@ def run(command: list[str], *, text: str = "", timeout: float | None = None) -> 
         raise BackupError(
             f"{command[0]} did not end within {timeout:g} s", "run it by hand to see why"
         ) from error
-    return Done(done.returncode, done.stdout.decode("utf-8", "replace"))
+    errors = (done.stderr or b"").decode("utf-8", "replace")
+    return Done(done.returncode, done.stdout.decode("utf-8", "replace"), errors)
 
 
 def environment() -> dict[str, str]:
@@ -252,10 +256,19 @@ def holding(settings: Settings, number: int) -> dict[str, Any]:
     return info
 
 
-def query(settings: Settings, statement: str, *, socket: str = "", port: int = 0, **values: str) -> list[str]:
+def query(
+    settings: Settings,
+    statement: str,
+    *,
+    socket: str = "",
+    port: int = 0,
+    timeout: float | None = 600,
+    **values: str,
+) -> list[str]:
     """Run SQL as the superuser over the socket and return the lines of its answer, columns separated by tabs.
 
-    Values are bound by psql where the statement has them as ``:'name'``.
+    Values are bound by psql where the statement has them as ``:'name'``. A warning, such as that the system's collations have another
+    version than the database's, is no part of the answer. ``timeout`` is in seconds.
 
     Raises:
         BackupError: the server does not answer, or refuses the statement.
@@ -264,10 +277,10 @@ def query(settings: Settings, statement: str, *, socket: str = "", port: int = 0
     command += ["-h", socket or settings.socket_dir, "-p", str(port or settings.port), "-d", "postgres"]
     for name, value in values.items():
         command += ["-v", f"{name}={value}"]
-    done = run([*command, "-f", "-"], text=statement + ";\n", timeout=600)
+    done = run([*command, "-f", "-"], text=statement + ";\n", timeout=timeout, apart=True)
     if done.status != 0:
         hint = f"systemctl status {settings.service} says whether it runs"
-        raise BackupError(f"PostgreSQL says: {done.output.strip()}", hint, NOT_READY)
+        raise BackupError(f"PostgreSQL says: {(done.errors or done.output).strip()}", hint, NOT_READY)
     return done.output.splitlines()
 
 

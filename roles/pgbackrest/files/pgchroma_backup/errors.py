@@ -46,3 +46,11 @@ class DamagedError(BackupError):
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message, hint, DAMAGED)
+
+
+def joined(errors: list[BackupError]) -> BackupError:
+    """Return several errors as one; the gravest exit status counts."""
+    if len(errors) == 1:
+        return errors[0]
+    text = "\n".join(f"- {error.message}\n  {error.hint}" for error in errors)
+    return BackupError(f"{len(errors)} things went wrong:\n{text}", "", max(error.code for error in errors))

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from . import receipts, target
-from .errors import BackupError
+from .errors import BackupError, RefusedError
 from .settings import Settings
 from .target import Target
 
 NAME = "restore.json"
 # The former data directory is moved away; files are copied; the server replays WAL.
 MOVING, COPYING, RECOVERING, DONE = "moving", "copying", "recovering", "done"
+# What a restore has replaced is being put back.
+RETURNING = "returning"
 
 
 def read(settings: Settings) -> dict[str, Any] | None:
-    """Return the marker of a restore that stopped half-way, or None."""
-    found = receipts.read(settings, NAME)
-    return found if found is not None and found["phase"] != DONE else None
+    """Return the marker of a restore that stopped half-way, or None.
+
+    Raises:
+        BackupError: it cannot be read.
+    """
+    found = receipts.needed(settings, NAME)
+    return found if found is not None and found["phase"] not in (DONE, RETURNING) else None
+
+
+def returning(settings: Settings) -> dict[str, Any] | None:
+    """Return the marker of a return to the former data directory that has not ended, or None.
+
+    Raises:
+        BackupError: it cannot be read.
+    """
+    found = receipts.needed(settings, NAME)
+    return found if found is not None and found["phase"] == RETURNING else None
+
+
+def begin_return(settings: Settings, former: Path, rejected: Path) -> None:
+    """Say that ``former`` is put in the place of the data directory, which becomes ``rejected``."""
+    content = {"phase": RETURNING, "kept": "", "former": str(former), "rejected": str(rejected)}
+    receipts.write(settings, NAME, content)
+
+
+def half_returned(found: dict[str, Any]) -> RefusedError:
+    """Return the error of what must wait until a return to the former data directory has ended."""
+    return RefusedError(
+        f"the return to {found['former']} was interrupted", "run restore_finish.yml with -e keep=former again"
+    )
 
 
 def write(settings: Settings, phase: str, wanted: dict[str, Any], found: dict[str, Any], began: str) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def options_of(goal: Target, way: Way, number: int) -> list[str]:
         options.append(f"--type={goal.kind}")
         options.append("--target-action=promote")
     if goal.kind == "time":
-        moment = datetime.fromtimestamp(goal.moment, UTC)
+        moment = datetime.fromtimestamp(goal.moment, timezone.utc)
         options.append(f"--target={moment.strftime('%Y-%m-%d %H:%M:%S.%f')}+00")
     elif goal.value:
         options.append(f"--target={goal.value}")
@@ -65,13 +65,27 @@ def has_data(settings: Settings) -> bool:
     return (settings.data / "postmaster.opts").exists()
 
 
+def has_ended(settings: Settings) -> bool:
+    """Whether a server was started on the files in the data directory and has ended their recovery: they were in service since.
+
+    pgBackRest leaves no postmaster.opts in what it restores, writes pg_control last, and with it a file that makes the server replay
+    WAL, which the server removes when it takes writes.
+    """
+    waits = any((settings.data / name).exists() for name in ("recovery.signal", "standby.signal"))
+    return has_data(settings) and (settings.data / "global/pg_control").exists() and not waits
+
+
 @dataclass(frozen=True)
 class Condition:
-    """How a restore finds the cluster: whether its server runs, whether it replays WAL, and what an interrupted restore has left."""
+    """How a restore finds the cluster: whether its server runs, whether it replays WAL, and what an interrupted restore has left.
+
+    ``ended`` is whether its files have been in service since they were restored, whatever became of the server.
+    """
 
     running: bool
     replaying: bool
     left: dict[str, Any] | None
+    ended: bool = False
 
     @property
     def serving(self) -> bool:
@@ -82,9 +96,12 @@ class Condition:
     def resumed(self) -> dict[str, Any] | None:
         """The marker of the restore that is gone on with.
 
-        A server that serves has been started since: what it holds now is no half-copied directory, whatever the marker says.
+        A server that serves has been started since, and so has one that served and was stopped: what it holds now is no half-copied
+        directory, whatever the marker says. Before the former one was moved away there is only the former one.
         """
-        return None if self.serving else self.left
+        if self.left is None or self.left["phase"] == marker.MOVING:
+            return None if self.serving else self.left
+        return None if self.serving or self.ended else self.left
 
     @property
     def ends(self) -> bool:
@@ -101,10 +118,14 @@ def condition(settings: Settings) -> Condition:
     """Look at the cluster.
 
     Raises:
-        RefusedError: its server replays WAL, and no restore of this command began that.
+        RefusedError: its server replays WAL, and no restore of this command began that; or two data directories are being exchanged.
     """
     running = engine.is_running(settings)
-    found = Condition(running, running and engine.is_in_recovery(settings), marker.read(settings))
+    began = marker.returning(settings)
+    if began is not None and Path(began["former"]).exists():
+        raise marker.half_returned(began)
+    replaying = running and engine.is_in_recovery(settings)
+    found = Condition(running, replaying, marker.read(settings), has_ended(settings))
     if found.replaying and not found.ends:
         raise RefusedError(
             f"PostgreSQL on {settings.data_dir} replays WAL, or takes no connections yet, and no restore of this command began that",
@@ -182,9 +203,11 @@ def in_place(settings: Settings, goal: Target, now: Condition) -> dict[str, Any]
     """Return what a plan says of the cluster itself.
 
     Raises:
-        RefusedError: replicas follow it, and nobody said that they are left behind.
+        RefusedError: replicas follow it, and nobody said that they are left behind; or it cannot be moved away as a whole.
     """
     kept = aside(settings, goal) if now.resumed is None else str(now.resumed["kept"])
+    if kept and now.moves:
+        refuse_unmovable(settings)
     if now.resumed is not None and goal.overwrite and not Path(kept).exists():
         kept = ""
     return {
@@ -199,6 +222,28 @@ def in_place(settings: Settings, goal: Target, now: Condition) -> dict[str, Any]
         "kept": kept,
         "fresh": now.moves,
     }
+
+
+def refuse_unmovable(settings: Settings) -> None:
+    """Refuse to keep a data directory that is not one directory of files.
+
+    Raises:
+        RefusedError: it is a link or a file system of its own, or parts of the cluster lie elsewhere, which both would use.
+    """
+    data = settings.data
+    spaces = data / "pg_tblspc"
+    why = ""
+    if data.is_symlink():
+        why = f"it is a link to {data.readlink()}"
+    elif data.is_mount():
+        why = "a file system is mounted there"
+    elif spaces.is_dir() and any(spaces.iterdir()):
+        why = f"it has tablespaces ({', '.join(str(path) for path in sorted(spaces.iterdir()))}), which lie outside it"
+    if why:
+        raise RefusedError(
+            f"{data} cannot be moved away and kept: {why}",
+            "take a backup, then restore over it: add overwrite: true; or restore beside it, with directory and port",
+        )
 
 
 def refuse_full(found: dict[str, Any], needed: int) -> None:
@@ -256,7 +301,7 @@ def aside(settings: Settings, goal: Target) -> str:
     """Return where the present data directory goes, or the empty string when it is not kept."""
     if goal.overwrite or not has_data(settings):
         return ""
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    moment = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     return f"{settings.data_dir}.before-restore-{moment}"
 
 

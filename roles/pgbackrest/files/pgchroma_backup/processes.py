@@ -15,6 +15,10 @@ from .errors import BackupError
 
 # What pgBackRest's processes are told to do that fetch the files of a restore.
 RESTORING = "restore:local"
+# The variable by which pgBackRest's processes are known as those of a run of this command: its process id and when that process began.
+OWNER = "PGCHROMA_BACKUP_OWNER"
+# Where status_of() has when a process began, in the kernel's own count: field 22 of the whole line, whose third is the first there.
+BEGAN = 19
 # How long a process that was killed is waited for.
 ORPHAN_SECONDS = 20
 
@@ -37,7 +41,7 @@ def run_restore(command: list[str]) -> engine.Done:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd="/",
-                env=engine.environment(),
+                env={**engine.environment(), OWNER: own_mark()},
                 start_new_session=True,
             )
         except FileNotFoundError as error:
@@ -51,8 +55,13 @@ def run_restore(command: list[str]) -> engine.Done:
         return engine.Done(status, output.read().decode("utf-8", "replace"))
 
 
+def own_mark() -> str:
+    """Return by what this process is told from every other one, also from a later one of the same process id."""
+    return f"{os.getpid()}:{status_of(Path('/proc/self'))[BEGAN]}"
+
+
 def end_orphans() -> None:
-    """Kill the processes of a restore whose main process is gone, and wait until they are.
+    """Kill the processes of a restore that nobody waits for any more, and wait until they are gone.
 
     Raises:
         BackupError: one does not end.
@@ -71,17 +80,44 @@ def end_orphans() -> None:
 
 
 def orphans() -> list[int]:
-    """Return the processes of a restore whose main process is gone."""
+    """Return the processes of a restore whose main process is gone, or the run of this command that began it."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         words = arguments(entry)
-        if (
-            words[:1] == ["pgbackrest"]
-            and words[-1] == RESTORING
-            and arguments(parent(entry))[:1] != ["pgbackrest"]
-        ):
+        if words[:1] != ["pgbackrest"]:
+            continue
+        alone = words[-1] == RESTORING and arguments(parent(entry))[:1] != ["pgbackrest"]
+        if alone or is_left(entry):
             found.append(int(entry.name))
     return found
+
+
+def is_left(process: Path) -> bool:
+    """Whether a process was begun by run_restore() in a process that is gone."""
+    try:
+        variables = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    for variable in variables:
+        name, _, mark = variable.decode("utf-8", "replace").partition("=")
+        if name == OWNER:
+            number, _, moment = mark.partition(":")
+            return number.isdigit() and is_gone(process.with_name(number), moment)
+    return False
+
+
+def is_gone(process: Path, moment: str) -> bool:
+    """Whether a process that began at a moment is no more; one that is only hidden from this user is not gone."""
+    words = status_of(process)
+    if words:
+        return words[0] in "ZX" or words[BEGAN] != moment
+    try:
+        os.kill(int(process.name), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def arguments(process: Path) -> list[str]:
@@ -95,8 +131,14 @@ def arguments(process: Path) -> list[str]:
 
 def parent(process: Path) -> Path:
     """Return the folder in /proc of a process's parent."""
+    words = status_of(process)
+    return process.with_name(words[1]) if words else process
+
+
+def status_of(process: Path) -> list[str]:
+    """Return what the kernel says of a process after its name: its state, its parent and so on; nothing for one that is gone."""
     try:
         stat = (process / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return process
-    return process.with_name(stat.rpartition(")")[2].split()[1])
+        return []
+    return stat.rpartition(")")[2].split()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import backup, engine, receipts
-from .errors import BackupError, DamagedError
+from .errors import DAMAGED, BackupError, DamagedError
 from .settings import Settings
 from .target import Target
 
@@ -29,13 +29,20 @@ def check(settings: Settings, url: str, digests: Path | None, *, in_place: bool 
 
     Raises:
         DamagedError: what was restored is not what was backed up.
+        BackupError: the checks could not run.
     """
     command = [settings.pgchroma_command, "backup", "check-restored", "--format", "json"]
     command += ["--database-url", url, "--state-dir", settings.state_dir]
     command += ["--digests", str(digests)] if digests else ["--no-digests"]
     command += ["--in-place"] if in_place else []
-    done = engine.run(command, timeout=7200)
-    text = engine.readable(done.output.strip())
+    done = engine.run(command, timeout=7200, apart=True)
+    text = engine.readable((done.errors + done.output).strip())
+    if done.status not in (0, DAMAGED):
+        raise BackupError(
+            f"the restored cluster could not be checked (status {done.status}): {text[-1500:]}",
+            "that says nothing of what was restored; mend what it names, then run verify.yml",
+            done.status,
+        )
     if done.status != 0:
         raise DamagedError(
             f"the restored cluster is not what was backed up (status {done.status}): {text[-1500:]}",
@@ -98,7 +105,8 @@ def keep(settings: Settings, receipt: dict[str, Any], prove: Callable[[], dict[s
     try:
         receipt = {**receipt, "checks": prove(), "result": "ok"}
     except BackupError as error:
-        receipt |= {"checks": {}, "result": "damaged", "detail": str(error)}
+        result = "damaged" if error.code == DAMAGED else "unproven"
+        receipt |= {"checks": {}, "result": result, "detail": str(error)}
         error.receipt = receipt
         raise
     finally:

@@ -98,7 +98,8 @@ def wait(settings: Settings, server: Server, is_running: Callable[[], bool], end
                 promote = "SELECT pg_promote(true, 300)"
                 engine.query(settings, promote, socket=server.socket, port=server.port)
                 # Until then pg_control names the timeline before, and pgBackRest refuses to back up.
-                engine.query(settings, "CHECKPOINT", socket=server.socket, port=server.port)
+                # It takes as long as the disk needs for what was replayed, and the server is in service meanwhile.
+                engine.query(settings, "CHECKPOINT", socket=server.socket, port=server.port, timeout=None)
                 end = ""
             elif stalled := "" if behind else stalled_at(settings, asked):
                 raise short(server, stalled, end, moment)

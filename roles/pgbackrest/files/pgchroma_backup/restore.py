@@ -111,12 +111,15 @@ def fill(
 
 
 def make_way(settings: Settings, found: dict[str, Any]) -> None:
-    """Move the present data directory away and make an empty one; a run that was killed in the middle of that has left a part to do."""
+    """Move the present data directory away and make an empty one; a run that was killed in the middle of that has left a part to do.
+
+    One that is not kept is emptied, not removed: it may be a file system of its own.
+    """
     if found["kept"] and not Path(found["kept"]).exists():
         settings.data.rename(found["kept"])
-    elif settings.data.exists():
-        shutil.rmtree(settings.data)
-    settings.data.mkdir(mode=0o700)
+    settings.data.mkdir(mode=0o700, exist_ok=True)
+    for entry in settings.data.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     shutil.chown(settings.data, "postgres", "postgres")
 
 
@@ -151,6 +154,12 @@ def recover(settings: Settings, end: str = "") -> None:
     except BackupError as error:
         # What only takes longer goes on, and the next run sees its end. Else it serves nothing but reads as it stands, and would go on
         # trying in vain.
-        if end and error.code != INTERRUPTED and engine.is_running(settings):
+        # One that was promoted is in service, whatever failed after that.
+        if (
+            end
+            and error.code != INTERRUPTED
+            and engine.is_running(settings)
+            and engine.is_in_recovery(settings)
+        ):
             service.stop(settings)
         raise

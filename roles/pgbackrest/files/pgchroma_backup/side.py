@@ -83,12 +83,18 @@ def is_running(settings: Settings, place: Path) -> bool:
     return engine.pg_ctl(settings, place / "data", "status").status == 0
 
 
+def empty(place: Path) -> None:
+    """Remove all that a copy's directory holds but what tells whose it is: an interrupted removal can be repeated."""
+    for entry in place.iterdir():
+        if entry.name != MARKER:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
 def make_room(place: Path) -> None:
-    """Make the directory anew; what an interrupted side restore left goes first."""
+    """Make the directory anew; what an interrupted side restore left goes first, processes and files."""
+    processes.end_orphans()
     if place.exists():
-        for entry in place.iterdir():
-            if entry.name != MARKER:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        empty(place)
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     (place / MARKER).touch()
     for name in ("data", "lock", "socket", "spool", "tablespaces"):
@@ -193,7 +199,9 @@ def remove(settings: Settings, directory: str) -> None:
     if not (place / MARKER).exists():
         raise RefusedError(f"{directory} was not made by a side restore", "remove it by hand, if it is to go")
     stop(settings, place)
-    shutil.rmtree(place)
+    empty(place)
+    (place / MARKER).unlink()
+    place.rmdir()
 
 
 def copy(settings: Settings, place: Path, port: int, found: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from . import backup, engine, receipts, timelines
-from .errors import USAGE, BackupError, RefusedError
+from .errors import USAGE, BackupError, RefusedError, joined
 from .settings import Settings
 from .timelines import lsn_number
 
@@ -230,7 +230,7 @@ def choose_repository(settings: Settings, target: Target, look: Look) -> tuple[i
         elif named or (held and (not target.set or target.set in held)):
             return number, info
     if faults:
-        raise backup.joined(faults)
+        raise joined(faults)
     missing = f"the set {target.set}" if target.set else "any backup"
     raise RefusedError(
         f"no repository holds {missing} of {settings.stanza}", "backup_info.yml lists what there is"

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from . import backup, engine, receipts
-from .errors import BackupError, DamagedError
+from .errors import DAMAGED, BackupError
 from .settings import Repository, Settings
 
 MEGABYTE = 1 << 20
@@ -81,8 +81,7 @@ def run(settings: Settings, numbers: list[int]) -> dict[str, Any]:
     """Verify the repositories named, or all, and return the receipt.
 
     Raises:
-        DamagedError: something in a repository is missing or not what was written.
-        BackupError: a repository could not be read.
+        BackupError: something in a repository is missing or not what was written (DAMAGED), or a repository could not be read.
     """
     chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
     results, errors = [], []
@@ -109,8 +108,11 @@ def run(settings: Settings, numbers: list[int]) -> dict[str, Any]:
     bad = [f"{settings.repository(e['repository'])}: {problem}" for e in results for problem in e["problems"]]
     hint = "Sets that need a damaged file cannot be restored: take a full backup now, and keep another repository until it is proven"
     if bad:
-        error = errors[0] if errors else DamagedError("", hint)
-        told = BackupError("\n".join(bad), error.hint, error.code)
+        # Damage is the gravest of what is told, and its remedy the first.
+        damaged = any(not entry["ok"] and "text" in entry for entry in results)
+        hints = ([hint] if damaged else []) + [error.hint for error in errors]
+        code = DAMAGED if damaged else max(error.code for error in errors)
+        told = BackupError("\n".join(bad), "; ".join(dict.fromkeys(hints)), code)
         told.receipt = receipt
         raise told
     return receipt
