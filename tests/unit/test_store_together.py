@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from pgchroma.store import bounds
 from pgchroma.store.together import Together
 from pgchroma.types import Float32Matrix, Rows
 
@@ -77,6 +78,28 @@ def test_other_kinds_do_not_wait() -> None:
         assert journeys.asked == [[1], [2]]
         journeys.let()
         assert await _ids(tasks) == [["1"], ["2"]]
+        assert journeys.is_over
+
+    asyncio.run(check())
+
+
+def test_tasks_confined_to_different_databases_never_go_together() -> None:
+    """What one may reach need not exist for the other, and one does the work of all."""
+
+    async def check() -> None:
+        journeys = _Journeys()
+
+        async def confined(number: int, tenant: str) -> Rows:
+            bounds.confine(tenant, "d")
+            return await journeys.together.query("one", np.array([number], np.float32), journeys.run)
+
+        places = ["ours", "theirs", "ours", "theirs", "ours"]
+        tasks = [asyncio.create_task(confined(number, tenant)) for number, tenant in enumerate(places)]
+        await _settled()
+        assert journeys.asked == [[0], [1]]
+        journeys.let()
+        await asyncio.gather(*tasks)
+        assert sorted(journeys.asked) == [[0], [1], [2, 4], [3]]
         assert journeys.is_over
 
     asyncio.run(check())

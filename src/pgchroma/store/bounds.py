@@ -11,6 +11,11 @@ def confine(tenant: str, database: str) -> None:
     _bounds.set((tenant, database))
 
 
+def current() -> tuple[str, str] | None:
+    """Return what the current task is confined to; work that is done for several tasks at once is for those confined alike."""
+    return _bounds.get()
+
+
 def contain(tenant: str, database: str) -> bool:
     """Whether a collection there may be reached by the current task."""
     within = _bounds.get()

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from pgchroma.store import bounds
 from pgchroma.types import Float32Matrix, Rows
 
 # Queries of a journey, whose first waits for its last.
@@ -37,12 +38,15 @@ class Together:
         """Return what `run` finds for an embedding.
 
         Args:
-            kind: what is the same of all queries that may be run together; their `run` does the same.
+            kind: what is the same of all queries that may be run together; their `run` does the same. Their tasks are confined to the
+                same database too, without that being said here.
             run: finds the answers to some embeddings, each of shape (dimension,), in one journey.
 
         Raises:
             Whatever `run` raises for this embedding alone.
         """
+        # One task does the work of all: what does not exist for one of them must not exist for it.
+        kind = (bounds.current(), kind)
         line = self._lines.get(kind)
         if line is None:
             line = self._lines[kind] = deque()
