@@ -8,7 +8,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from pgchroma.store import Store, StoreSettings, barrier, entries, indexer
+from pgchroma.errors import NotFoundError
+from pgchroma.store import Store, StoreSettings, barrier, bounds, entries, indexer
 from pgchroma.store.connection import Connection
 from pgchroma.store.held import SketchMemory
 from pgchroma.types import Collection, Filter, Float32Matrix, Include, RecordBatch, Rows
@@ -452,3 +453,44 @@ async def test_a_filter_that_was_asked_for_before_sees_every_change(store: Store
         assert set(after[:2]) == {"0", "new"}
         assert now in after
         assert len(after) == K
+
+
+async def test_no_task_is_answered_from_beyond_its_bounds(store: Store) -> None:
+    """Those who may reach a collection do so at the same time."""
+    embeddings = points(ROWS)
+    collection = await make(store, embeddings)
+    await held(store, collection, embeddings[0])
+
+    async def ask(place: int, tenant: str) -> int:
+        bounds.confine(tenant, "default_database")
+        try:
+            (rows,) = await store.query(collection.id, embeddings[place][None], K, Filter(), Include())
+        except NotFoundError:
+            return 0
+        return len(rows.ids)
+
+    for _ in range(10):
+        tenants = ["default_tenant", "default_tenant", "evil", "default_tenant", "evil", "evil"] * 5
+        found = await asyncio.gather(*(ask(place, tenant) for place, tenant in enumerate(tenants)))
+        assert found == [K if tenant == "default_tenant" else 0 for tenant in tenants]
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine"])
+@pytest.mark.parametrize("megabytes", [0, 64], ids=["by the index", "by what is held"])
+async def test_records_are_found_behind_many_equal_ones_that_were_deleted(
+    database_url: str, space: str, megabytes: int
+) -> None:
+    """Equal vectors are neighbours of each other alone, and a walk that begins among them ends there."""
+    settings = replace(SETTINGS, sketch_memory_mb=megabytes)
+    async with await Store.open(database_url, settings) as store:
+        embeddings = np.concatenate([np.tile(points(1, seed=3), (1_200, 1)), points(ROWS)])
+        collection = await make(store, embeddings, space)
+        if megabytes:
+            await held(store, collection, embeddings[0])
+        await store.delete(collection.id, Filter([str(number) for number in range(1_200)]))
+        for count in (1, 10, 200):
+            names, far = await nearest(store, collection, embeddings[0].tolist(), count)
+            assert len(names) == count, "as many as asked for"
+            exact = np.sort(distances(space, embeddings[1_200:], embeddings[0]))[:count]
+            np.testing.assert_allclose(far, exact, atol=1e-4)
+        assert len((await nearest(store, collection, embeddings[0].tolist(), 999))[0]) == 999

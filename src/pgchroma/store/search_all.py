@@ -43,6 +43,10 @@ async def unfiltered(
         if place not in found:
             segments = entry.vectors if place in indexed else []
             found[place] = await _in_postgresql(connection, entry, embedding, segments, count, wanted)
+            if segments and len(found[place]) < count:
+                # A walk does not leave many equal vectors, which are neighbours of each other alone; deleted ones neither, until the
+                # table is vacuumed. Whether there are so few records at all only a look at each tells.
+                found[place] = await _in_postgresql(connection, entry, embedding, [], count, wanted)
             if place in gone and found[place]:
                 # The entry is current, so it was deletions that left too few of the candidates.
                 connection.sketches.forget(entry)
