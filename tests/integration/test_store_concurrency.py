@@ -381,3 +381,20 @@ async def test_a_record_that_stops_matching_is_not_deleted(store: Store, module_
         assert await deletion == 1
         assert await ids(store, collection) == ["a"]
     require_whole(module_database_url)
+
+
+async def test_deletions_with_a_limit_at_once_each_delete_as_many(store: Store) -> None:
+    """Whoever waits for what another deletes takes what comes after it."""
+    collection = await make(store)
+    for _ in range(5):
+        await store.upsert(
+            collection.id,
+            RecordBatch([f"r{n}" for n in range(100)], np.ones((100, 2), np.float32), None, [{"t": 1}] * 100),
+        )
+        found = await asyncio.gather(
+            *(store.delete(collection.id, Filter(where={"t": 1}, limit=10)) for _ in range(4))
+        )
+        assert found == [10] * 4
+        assert await store.count(collection.id) == 60
+        assert await store.delete(collection.id, Filter(where={"t": 1}, limit=100)) == 60
+        assert await store.delete(collection.id, Filter(where={"t": 1}, limit=100)) == 0

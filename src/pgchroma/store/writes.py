@@ -178,17 +178,19 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
     if collection.table_number is None:
         return 0
     patterns = compiler.patterns
-    victims = sql.SQL("SELECT seq FROM {} AS record WHERE {} ORDER BY seq LIMIT {}").format(
-        inserts.records(collection), condition, sql.Literal(selection.limit)
-    )
+    source = inserts.records(collection)
+    chosen = condition
+    if selection.limit is not None:
+        # Locked one by one: where others have deleted what comes first, as many of what comes after it are taken.
+        victims = sql.SQL("SELECT seq FROM {} AS record WHERE {} ORDER BY seq LIMIT {} FOR UPDATE").format(
+            source, condition, sql.Literal(selection.limit)
+        )
+        cursor = await wire.execute(connection, victims, parameters)
+        parameters = {**parameters, "victims": [seq for (seq,) in await cursor.fetchall()]}
+        chosen = sql.SQL("{} AND record.seq = ANY(%(victims)s)").format(condition)
     query = sql.SQL(
-        "SELECT record.seq, record.vseq, {} FROM {} AS record WHERE {}{} ORDER BY record.id FOR UPDATE"
-    ).format(
-        sql.SQL("record.document" if patterns.compiled else "NULL"),
-        inserts.records(collection),
-        condition,
-        sql.SQL("") if selection.limit is None else sql.SQL(" AND record.seq IN ({})").format(victims),
-    )
+        "SELECT record.seq, record.vseq, {} FROM {} AS record WHERE {} ORDER BY record.id FOR UPDATE"
+    ).format(sql.SQL("record.document" if patterns.compiled else "NULL"), source, chosen)
     cursor = await wire.execute(connection, query, parameters)
     rows = await cursor.fetchall()
     if patterns.compiled:
