@@ -24,6 +24,7 @@ class Server:
         # Number of a page whose answer is longer than what is kept.
         self.too_large: int | None = None
         self.written: list[int] = []
+        self.turns_to_write = 0
         self.may_write = asyncio.Event()
         self.may_read = asyncio.Event()
         self.may_write.set()
@@ -43,6 +44,8 @@ class Server:
 
     async def _write(self, page: Page, records: str) -> bytes:
         await self.may_write.wait()
+        for _ in range(self.turns_to_write):
+            await asyncio.sleep(0)
         self.written.append(page.offset // LIMIT)
         return records.encode() + b" " * (100 if page.offset // LIMIT == self.too_large else 0)
 
@@ -167,6 +170,28 @@ async def test_the_next_page_is_read_while_the_answer_to_one_is_written() -> Non
     assert await server.get(page(2)) == b"2 at 0"
     assert server.read == [0, 1, 2, 3]
     await server.ahead.close()
+
+
+async def test_what_somebody_waits_for_is_not_ended_by_a_page_that_is_too_large() -> None:
+    """However many turns of the event loop lie between what makes the one and the other."""
+    for turns in range(12):
+        server = Server()
+        server.too_large, server.turns_to_write = 1, 4
+        await server.ahead.get(page(0))
+        server.may_write.clear()
+        await settle()
+        server.may_read.clear()
+        first = asyncio.create_task(server.ahead.get(page(1)))
+        await settle()
+        second = asyncio.create_task(server.ahead.get(page(2)))
+        await settle()
+        server.may_write.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        server.may_read.set()
+        assert (await first)[:6] == b"1 at 0"
+        assert await second == b"2 at 0"
+        await server.ahead.close()
 
 
 async def test_a_page_that_turns_out_too_large_ends_what_was_begun_after_it() -> None:

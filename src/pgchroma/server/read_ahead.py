@@ -52,18 +52,20 @@ Read: TypeAlias = Callable[[Page], Awaitable[tuple[Records, int]]]
 Write: TypeAlias = Callable[[Page, Records], Awaitable[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Ahead:
     """A page that is read ahead.
 
     Attributes:
         found: PostgreSQL's snapshot before it was read, and how many records it holds; None where it could not be read.
         body: its answer, once it is written; None where there is none.
+        is_wanted: whether a request waits for it already, or has.
     """
 
     page: Page
     found: asyncio.Future[tuple[str, int] | None]
     body: asyncio.Task[bytes | None]
+    is_wanted: bool = False
 
 
 class ReadAhead(Generic[Records]):
@@ -118,6 +120,7 @@ class ReadAhead(Generic[Records]):
         ahead = self._kept
         if ahead is None or page != ahead.page:
             return None
+        ahead.is_wanted = True
         # Shielded: where this request is given up, another may ask for the same.
         found = await asyncio.shield(ahead.found)
         if self._kept is ahead:
@@ -132,7 +135,7 @@ class ReadAhead(Generic[Records]):
         if count == page.limit:
             self._begin(page)
         body = await asyncio.shield(ahead.body)
-        if body is None:
+        if body is None and self._kept is not None and not self._kept.is_wanted:
             # It is too large, and the next one most likely, too.
             await self.close()
         return body
