@@ -45,6 +45,8 @@ def nested(depth: int) -> dict[str, Any]:
         {"a": {"$lte": True}},
         {"a": {"$gt": float("nan")}},
         {"a": {"$eq": float("inf")}},
+        {"a": {"$eq": 10**400}},
+        {"a": {"$in": [1, -(10**400)]}},
         {"a": {"$in": [1.0, float("nan")]}},
         {"a": {"$contains": [1]}},
         {"a": {"$contains": None}},

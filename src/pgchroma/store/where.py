@@ -269,7 +269,11 @@ def source(
 
 
 def _is_finite(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+    try:
+        return not isinstance(value, int | float) or math.isfinite(value)
+    except OverflowError:
+        # An integer beyond every float.
+        return False
 
 
 def _object(key: str, value: object) -> str:
