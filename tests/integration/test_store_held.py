@@ -494,3 +494,34 @@ async def test_records_are_found_behind_many_equal_ones_that_were_deleted(
             exact = np.sort(distances(space, embeddings[1_200:], embeddings[0]))[:count]
             np.testing.assert_allclose(far, exact, atol=1e-4)
         assert len((await nearest(store, collection, embeddings[0].tolist(), 999))[0]) == 999
+
+
+async def test_sketches_that_do_not_tell_neighbours_apart_are_not_used(store: Store) -> None:
+    """Vectors that scatter in every direction around the same points are all about as far from each other."""
+    order = np.random.default_rng(1)
+    scattered = order.standard_normal((2, 384))[order.integers(0, 2, 3_000)]
+    scattered = scattered + 0.2 * order.standard_normal(scattered.shape)
+    embeddings = np.asarray(scattered / np.linalg.norm(scattered, axis=1, keepdims=True), np.float32)
+    collection = await make(store, embeddings)
+
+    async def misled() -> bool:
+        await nearest(store, collection, embeddings[0].tolist(), K)
+        async with store._database.connection() as connection:
+            assert connection.sketches is not None
+            return bool(connection.sketches.misleads(await entries.fetch(connection, collection.id)))
+
+    assert await eventually("sketches to be found wanting", misled, seconds=10)
+    assert store.sketch_bytes == 0
+    halves = [{"half": number % 2} for number in range(len(embeddings))]
+    names = [str(number) for number in range(len(embeddings))]
+    await store.update(collection.id, RecordBatch(names, None, None, halves))
+    await index(store)
+    for selection, among in ((Filter(), slice(None)), (Filter(where={"half": 1}), slice(1, None, 2))):
+        hits = 0
+        for embedding in embeddings[:30]:
+            (rows,) = await store.query(collection.id, embedding[None], K, selection, Include(distances=True))
+            exact = distances("cosine", embeddings[among], embedding)
+            bound = np.partition(exact, K - 1)[K - 1] + 1e-6
+            assert rows.distances is not None
+            hits += int((np.array(rows.distances) <= bound).sum())
+        assert hits >= 0.95 * 30 * K

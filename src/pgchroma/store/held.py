@@ -47,6 +47,10 @@ _SEQS_PER_SECOND = 16
 # After so many failures a way is not tried, until it would have been this many times.
 _HOPE, _HOPELESS = 2, 100
 _MOST_HOPES = 10_000
+# Sketches that find less than this part of the nearest vectors are not used.
+_LEAST_RECALL = 0.95
+# Segments of which is known that they do not.
+_MOST_MISLEADING = 10_000
 # Collections of which is known that queries are answered from here.
 _MOST_SERVED = 10_000
 # Filters whose matches are kept, and of how many matches at most: 32 MB at worst.
@@ -69,6 +73,7 @@ class SketchMemory:
         self._hopes: dict[Hashable, int] = {}
         self._uses: OrderedDict[_Key, int] = OrderedDict()
         self._served: set[UUID] = set()
+        self._misleading: set[_Key] = set()
         self._loading: asyncio.Task[None] | None = None
 
     @property
@@ -127,8 +132,14 @@ class SketchMemory:
         """Whether everything that is needed of a collection is held."""
         return self._parts(entry) is not None
 
+    def misleads(self, entry: Entry) -> bool:
+        """Whether the sketches of a collection's vectors are known not to tell well enough which are near each other."""
+        return bool(self._misleading) and any(
+            (entry.identity, segment.index_name) in self._misleading for segment in entry.vectors
+        )
+
     def _parts(self, entry: Entry) -> list[Held] | None:
-        if not self._suits(entry):
+        if not self._suits(entry) or self.misleads(entry):
             return None
         parts = []
         for segment in entry.vectors:
@@ -210,8 +221,21 @@ class SketchMemory:
             async with self._lend() as connection:
                 for segment in missing:
                     held = await _read(connection, entry, segment)
-                    if held is not None:
-                        self._keep((entry.identity, segment.index_name), held)
+                    if held is None:
+                        continue
+                    key = (entry.identity, segment.index_name)
+                    recall = await asyncio.to_thread(_recall, entry, held)
+                    if recall >= _LEAST_RECALL:
+                        self._keep(key, held)
+                        continue
+                    logger.info(
+                        "sketches of %s find %.0f %% of the nearest only; its indexes are used instead",
+                        entry.collection.path,
+                        100 * recall,
+                    )
+                    if len(self._misleading) >= _MOST_MISLEADING:
+                        self._misleading.clear()
+                    self._misleading.add(key)
         except (PgchromaError, psycopg.Error) as error:
             # The queries say so themselves where it concerns them.
             logger.info("sketches of %s are not held: %s", entry.collection.path, error)
@@ -293,6 +317,14 @@ async def _read(connection: Connection, entry: Entry, segment: Segment) -> Held 
         np.concatenate(scales)[there],
         entry.sketch,
     )
+
+
+def _recall(entry: Entry, held: Held) -> float:
+    """Return which part of the ten nearest the candidates of an ordinary query hold."""
+    dimension = held.codes.shape[1]
+    ef_search = max(int(entry.collection.configuration["hnsw"]["ef_search"]), 1)
+    widths = Widths(*_widths(entry, np.empty(dimension, np.float32), ef_search, 10))
+    return shortlist.recall(held, entry.sketch, widths)
 
 
 def _widths(entry: Entry, embedding: Float32Matrix, ef_search: int, count: int) -> tuple[int, int]:

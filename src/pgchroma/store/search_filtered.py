@@ -120,7 +120,8 @@ class _Search:
                 rows = await way()
                 if rows is not None:
                     return rows
-            if self.entry.sketch:
+            memory = self.connection.sketches
+            if self.entry.sketch and not (memory is not None and memory.misleads(self.entry)):
                 return await self._sketched()
         return await self._each("exact", nearest.exact, {})
 

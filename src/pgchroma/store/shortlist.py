@@ -27,6 +27,10 @@ _FIRST_SHARE = 1 / 30
 _FEW = 4_000
 # Rows looked at in one go, so that what lies in between stays in the processor's cache.
 _BLOCK = 32_768
+# How many of the vectors themselves are looked for, and how many of the nearest to each, to see how well the looks find them.
+_SAMPLE, _SAMPLED_NEAREST = 24, 10
+# Vectors compared with all of the sample in one go.
+_SAMPLED_AT_A_TIME = 8_192
 # Lengths whose squares float32 holds well.
 _SHORTEST_SQUARE, _LONGEST_SQUARE = 1e-12, 1e12
 # Words whose counts of bits, 64 at most each, are added up in one byte.
@@ -170,6 +174,30 @@ def of_these(parts: Sequence[Held], seqs: Seqs, embedding: Float32Matrix, bits: 
         zero = [_in_both(part.zero, seqs)[: widths.left] for part in parts if len(part.zero)]
         found = np.unique(np.concatenate([found, *zero])) if zero else found
     return np.concatenate([found, others]) if len(others) else found
+
+
+def recall(part: Held, bits: int, widths: Widths) -> float:
+    """Return which part of the nearest to some of the vectors themselves the looks find, by eight bits of every dimension.
+
+    Embeddings lie along few directions, in which their sketches tell them apart. Vectors that scatter in hundreds of them around the
+    same point are all about as far from each other, and the bits of a sketch do not say which are a little nearer.
+    """
+    places = (part.scales > 0).nonzero()[0]
+    if len(places) <= _SAMPLED_NEAREST:
+        return 1.0
+    sample = places[np.linspace(0, len(places) - 1, min(_SAMPLE, len(places))).astype(np.intp)]
+    directions = part.codes[sample].astype(np.float32) * part.scales[sample, None]
+    near = np.empty((len(part.seqs), len(sample)), np.float32)
+    for start in range(0, len(near), _SAMPLED_AT_A_TIME):
+        rows = slice(start, start + _SAMPLED_AT_A_TIME)
+        near[rows] = (part.codes[rows].astype(np.float32) @ directions.T) * part.scales[rows, None]
+    near[sample, np.arange(len(sample))] = -np.inf
+    hits = 0
+    for number, direction in enumerate(directions):
+        bound = np.partition(near[:, number], -_SAMPLED_NEAREST)[-_SAMPLED_NEAREST]
+        found = np.searchsorted(part.seqs, of_all([part], direction, bits, widths))
+        hits += min(int((near[found, number] >= bound).sum()), _SAMPLED_NEAREST)
+    return hits / (_SAMPLED_NEAREST * len(sample))
 
 
 def _in_both(few: Seqs, many: Seqs) -> Seqs:
