@@ -188,7 +188,7 @@ async def test_several_segments_and_the_tail_are_searched_together(store: Store)
     (status,) = await store.status()
     assert status.segments == 2
     await held(store, collection, embeddings[0])
-    assert await is_used(store, collection, embeddings[0])
+    await eventually("both to be held", lambda: is_used(store, collection, embeddings[0]), seconds=10)
     await require_good(store, collection, named(embeddings))
 
 

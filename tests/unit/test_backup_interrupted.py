@@ -177,8 +177,26 @@ def test_no_restore_goes_on_when_the_run_that_began_it_was_killed(
     wait_for("it is gone", lambda: not processes.arguments(Path(f"/proc/{left}")), seconds=5)
 
 
+def test_what_runs_in_a_container_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes are seen from the host, but the ids it gives them are others."""
+    monkeypatch.setenv(processes.OWNER, "999999999:1:pid:[1]")
+    script = "import signal, sys; print(flush=True); signal.pause()"
+    words = ["pgbackrest", "-c", script, "restore"]
+    with subprocess.Popen(words, executable=sys.executable, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert other.pid not in processes.orphans()
+        other.kill()
+    monkeypatch.setenv(processes.OWNER, f"999999999:1:{processes.numbering()}")
+    with subprocess.Popen(words, executable=sys.executable, stdout=subprocess.PIPE) as left:
+        assert left.stdout is not None
+        left.stdout.readline()
+        assert left.pid in processes.orphans()
+        left.kill()
+
+
 def test_a_process_that_is_hidden_is_not_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = processes.own_mark().partition(":")[2]
+    mark = processes.own_mark().split(":")[1]
     this = Path(f"/proc/{os.getpid()}")
     assert not processes.is_gone(this, mark)
     assert processes.is_gone(this, "1"), "another process of that number"

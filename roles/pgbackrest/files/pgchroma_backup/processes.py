@@ -15,7 +15,8 @@ from .errors import BackupError
 
 # What pgBackRest's processes are told to do that fetch the files of a restore.
 RESTORING = "restore:local"
-# The variable by which pgBackRest's processes are known as those of a run of this command: its process id and when that process began.
+# The variable by which pgBackRest's processes are known as those of a run of this command: its process id, when that process began, and
+# what its id is counted in.
 OWNER = "PGCHROMA_BACKUP_OWNER"
 # Where status_of() has when a process began, in the kernel's own count: field 22 of the whole line, whose third is the first there.
 BEGAN = 19
@@ -57,7 +58,12 @@ def run_restore(command: list[str]) -> engine.Done:
 
 def own_mark() -> str:
     """Return by what this process is told from every other one, also from a later one of the same process id."""
-    return f"{os.getpid()}:{status_of(Path('/proc/self'))[BEGAN]}"
+    return f"{os.getpid()}:{status_of(Path('/proc/self'))[BEGAN]}:{numbering()}"
+
+
+def numbering() -> str:
+    """Return what names the set of process ids that this process is counted in: a container on this host has its own."""
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def end_orphans() -> None:
@@ -101,8 +107,9 @@ def is_left(process: Path) -> bool:
     for variable in variables:
         name, _, mark = variable.decode("utf-8", "replace").partition("=")
         if name == OWNER:
-            number, _, moment = mark.partition(":")
-            return number.isdigit() and is_gone(process.with_name(number), moment)
+            number, _, rest = mark.partition(":")
+            moment, _, counted = rest.partition(":")
+            return number.isdigit() and counted == numbering() and is_gone(process.with_name(number), moment)
     return False
 
 
