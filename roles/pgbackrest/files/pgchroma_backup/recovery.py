@@ -145,7 +145,7 @@ def short(server: Server, stalled: str, end: str, moment: str) -> BackupError:
 def reason(server: Server, error: BackupError) -> BackupError:
     """Return why a restored server did not start, as its log tells."""
     log = since_start(server.log())
-    reached = re.findall(r"last completed transaction was at log time (\S+ \S+ \S+)", log)
+    reached = re.findall(r"last completed transaction was at log time (\S+ \S+)", log)
     if "recovery ended before configured recovery target was reached" in log:
         if engine.ERROR_LINE.search(log):
             return engine.explained("recovery did not come to the target", log)

@@ -164,6 +164,8 @@ def side_of(wanted: dict[str, Any]) -> tuple[str, int]:
         )
     if not directory:
         return "", 0
+    if not directory.strip("/"):
+        raise usage(f"{directory} is no directory for a copy", "name one of its own, such as /srv/side")
     if not directory.startswith("/"):
         raise usage(f"{directory} is not an absolute path", "begin it with /")
     if not PLAIN_PATH.fullmatch(directory):
@@ -286,6 +288,21 @@ def choose(settings: Settings, info: dict[str, Any], target: Target, number: int
     )
 
 
+def refuse_outside(target: Target, entry: dict[str, Any]) -> None:
+    """Refuse a moment that has not come, or that lies before the end of the set named: recovery could only stop after it."""
+    if target.kind == "time" and target.moment > time.time():
+        raise RefusedError(
+            f"{target.value} has not come yet; it is {receipts.now()}", "give a time that has passed"
+        )
+    stop = entry["timestamp"]["stop"]
+    early = target.kind == "time" and target.moment <= stop
+    if early or (target.kind == "lsn" and lsn_number(target.value) < lsn_number(entry["lsn"]["stop"])):
+        raise RefusedError(
+            f"{target} lies before the end of {entry['label']}: {receipts.stamp(stop)}, {entry['lsn']['stop']}",
+            "name an older set, or none",
+        )
+
+
 def candidates(settings: Settings, info: dict[str, Any], target: Target, number: int) -> list[dict[str, Any]]:
     """Return the backups that ended before the target, oldest first, or the one named; a damaged one only when it is named.
 
@@ -296,6 +313,7 @@ def candidates(settings: Settings, info: dict[str, Any], target: Target, number:
     if target.set:
         for entry in held:
             if entry["label"] == target.set:
+                refuse_outside(target, entry)
                 return [entry]
         known = ", ".join(entry["label"] for entry in held) or "none"
         raise RefusedError(f"{settings.repository(number)} holds no set {target.set}", f"it holds {known}")
