@@ -39,6 +39,7 @@ from support.waiting import wait_for
     timelines,
     verification,
     wal,
+    ways,
 ) = map(
     module,
     (
@@ -62,6 +63,7 @@ from support.waiting import wait_for
         "timelines",
         "verification",
         "wal",
+        "ways",
     ),
 )
 
@@ -175,13 +177,11 @@ def test_yes_and_no_are_read_as_ansible_hands_them_on() -> None:
 
 def test_a_repository_goes_by_number_or_name(host: Any) -> None:
     assert [
-        target.choose_repository(host, target.read({"latest": True, "repository": one}), lambda number: INFO)[
-            0
-        ]
+        ways.choose_repository(host, target.read({"latest": True, "repository": one}), lambda number: INFO)[0]
         for one in (2, "2", "offsite", 0)
     ] == [2, 2, 2, 1]
     with pytest.raises(errors.BackupError, match="no repository s3"):
-        target.choose_repository(host, target.read({"latest": True, "repository": "s3"}), lambda number: INFO)
+        ways.choose_repository(host, target.read({"latest": True, "repository": "s3"}), lambda number: INFO)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_newest_good_backup_before_the_target_is_chosen(
     host: Any, wanted: dict[str, Any], label: str, archived: Callable[..., None]
 ) -> None:
     archived()
-    assert target.choose(host, INFO, target.read(wanted), 1).backup["label"] == label
+    assert ways.choose(host, INFO, target.read(wanted), 1).backup["label"] == label
 
 
 # Two backups, a restore to between them (timeline 2), two backups there, a restore to between those (timeline 3), one backup there.
@@ -247,7 +247,7 @@ def test_only_a_backup_that_leads_to_the_timeline_is_chosen(
 ) -> None:
     archived(**FORKS)
     info = {**FORKED, "backup": [one for one in FORKED["backup"] if one["label"] in backups]}
-    way = target.choose(host, info, target.read(wanted), 1)
+    way = ways.choose(host, info, target.read(wanted), 1)
     assert (way.backup["label"], way.option) == (label, option)
 
 
@@ -273,7 +273,7 @@ def test_what_no_backup_leads_to_is_refused(
     archived(**FORKS)
     info = {**FORKED, "backup": [one for one in FORKED["backup"] if one["label"] in backups]}
     with pytest.raises(errors.RefusedError, match=says):
-        target.choose(host, info, target.read(wanted), 1)
+        ways.choose(host, info, target.read(wanted), 1)
 
 
 def test_a_restore_point_is_placed_by_its_receipt(
@@ -291,25 +291,25 @@ def test_a_restore_point_is_placed_by_its_receipt(
     (tmp_path / "digests/q.json").write_text(json.dumps(digests), encoding="utf-8")
     chosen = {}
     for name in "prq":
-        way = target.choose(host, FORKED, target.read({"name": name}), 1)
+        way = ways.choose(host, FORKED, target.read({"name": name}), 1)
         chosen[name] = (way.backup["label"], way.line.number)
     assert chosen == {"p": ("A", 1), "r": ("C", 2), "q": ("B", 1)}
     named = target.read({"name": "made elsewhere", "set": "E"})
-    assert target.choose(host, FORKED, named, 1).line.number == 3
+    assert ways.choose(host, FORKED, named, 1).line.number == 3
 
 
 def test_a_repository_that_cannot_be_read_is_passed_over_unless_named(host: Any) -> None:
     away = {"key": 1, "status": {"code": 99, "message": "[HostConnectError] timeout"}}
     info = {**INFO, "repo": [away, INFO["repo"][1]]}
-    assert target.choose_repository(host, target.read({"latest": True}), lambda number: info) == (2, info)
+    assert ways.choose_repository(host, target.read({"latest": True}), lambda number: info) == (2, info)
     with pytest.raises(errors.BackupError, match="cannot be reached") as caught:
-        target.choose_repository(host, target.read({"latest": True, "repository": 1}), lambda number: info)
+        ways.choose_repository(host, target.read({"latest": True, "repository": 1}), lambda number: info)
     assert caught.value.code == errors.UNREACHABLE
 
 
 def way(timeline: int) -> Any:
     archive = timelines.Archive(None, 1, "", ("0000000100000000", "00000002.history", "00000003.history"))
-    return target.Way(INFO["backup"][0], timelines.Line(timeline, {}), archive)
+    return ways.Way(INFO["backup"][0], timelines.Line(timeline, {}), archive)
 
 
 def test_set_repository_and_timeline_are_always_named(host: Any) -> None:
@@ -423,7 +423,7 @@ def test_a_timeline_that_is_not_archived_yet_is_sent_before_the_set_is_chosen(
     archived(names="0000000100000000 00000002.history", at_0000000100000000=stored_wal(1, 2, 3))
     monkeypatch.setattr(wal, "timeline", lambda host: 2)
     monkeypatch.setattr(wal, "flush", lambda host, number: known.append(2))
-    monkeypatch.setattr(target, "choose_timeline", lambda *words: known[-1])
+    monkeypatch.setattr(ways, "choose_timeline", lambda *words: known[-1])
     monkeypatch.setattr(
         timelines.Archive, "line", lambda archive, number: timelines.Line(number, {1: "0/4000000"})
     )

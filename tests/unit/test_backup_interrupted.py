@@ -460,7 +460,7 @@ def test_of_two_restore_points_at_once_none_is_forgotten(host: Any, monkeypatch:
     assert point.create(host, "a")["repositories"] == [1, 2]
     with pytest.raises(errors.RefusedError, match="there is a restore point 'a' already"):
         point.create(host, "a")
-    (host.state / point.POINTS).write_text("", encoding="utf-8")
+    (host.state / receipts.POINTS).write_text("", encoding="utf-8")
     with pytest.raises(errors.BackupError, match="is damaged"):
         point.create(host, "b")
 
@@ -474,7 +474,7 @@ def test_a_drill_takes_the_backup_before_one_whose_digests_are_still_to_come(
         for label, lsn in (("A", "0/3000000"), ("B", "0/5000000"))
     ]
     found = (1, {"backup": held})
-    monkeypatch.setattr(drill.target, "choose_repository", lambda *words: found)
+    monkeypatch.setattr(drill.ways, "choose_repository", lambda *words: found)
     recorded = {"point": "p", "lsn": "0/4000000", "wal_file": "000000010000000000000004"}
     with pytest.raises(errors.BackupError, match="no digests were recorded after B"):
         drill.wanted(host, host.repositories[0], recorded)

@@ -25,6 +25,7 @@ from pgchroma.errors import PgchromaError
 from pgchroma.store import barrier, shortlist, tables
 from pgchroma.store.connection import Connection
 from pgchroma.store.entries import Entry
+from pgchroma.store.search_basis import configured
 from pgchroma.store.segments import Segment
 from pgchroma.store.shortlist import Held, Seqs, Widths
 from pgchroma.types import Float32Matrix
@@ -322,8 +323,7 @@ async def _read(connection: Connection, entry: Entry, segment: Segment) -> Held 
 def _recall(entry: Entry, held: Held) -> float:
     """Return which part of the ten nearest the candidates of an ordinary query hold."""
     dimension = held.codes.shape[1]
-    ef_search = max(int(entry.collection.configuration["hnsw"]["ef_search"]), 1)
-    widths = Widths(*_widths(entry, np.empty(dimension, np.float32), ef_search, 10))
+    widths = Widths(*_widths(entry, np.empty(dimension, np.float32), configured(entry), 10))
     return shortlist.recall(held, entry.sketch, widths)
 
 

@@ -200,7 +200,7 @@ async def delete(connection: Connection, collection_id: UUID, selection: Filter)
             raise psycopg.errors.SerializationFailure("a document changed after it was searched")
     if rows:
         # Separate statements: they must see what other transactions committed while this one waited for the locks.
-        await _delete_rows(connection, inserts.records(collection), [row[0] for row in rows])
+        await _delete_rows(connection, source, [row[0] for row in rows])
         await _delete_rows(connection, inserts.embeddings(collection), [row[1] for row in rows])
         await sparse.delete(connection, collection, [row[0] for row in rows])
         await operations.note(connection, collection_id, len(rows))

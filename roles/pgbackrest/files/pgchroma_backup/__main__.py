@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from . import (
     side,
     verification,
 )
-from .errors import DAMAGED, OK, UNEXPECTED, USAGE, BackupError
+from .errors import DAMAGED, OK, USAGE, BackupError
 
 Result = dict[str, Any]
 
@@ -168,9 +167,7 @@ def main() -> int:
     except PermissionError as error:
         return failed(words, BackupError(str(error), "run this as root", USAGE))
     except OSError as error:
-        return failed(words, backup.on_this_host("working on this host's files", error))
-    except subprocess.TimeoutExpired as error:
-        return failed(words, BackupError(str(error), "run it by hand to see why", UNEXPECTED))
+        return failed(words, engine.on_this_host("working on this host's files", error))
     sys.stdout.write((json.dumps(result) if words.json else text_of(result)) + "\n")
     return OK
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from . import engine, receipts
-from .errors import UNEXPECTED, BackupError, DamagedError, joined
+from .errors import BackupError, DamagedError, joined
 from .settings import Repository, Settings
 
 # The receipt of a backup: its label, such as 20261121-080000F_20261122-080000I, and the name of its repository.
@@ -77,12 +77,6 @@ def met(settings: Settings) -> list[BackupError]:
     text = f"PostgreSQL has met {failures} pages with a wrong checksum since its statistics were reset"
     hint = "find them with `pg_amcheck --all`; when they are repaired, reset the count: SELECT pg_stat_reset() in that database"
     return [DamagedError(text, hint)]
-
-
-def on_this_host(what: str, error: OSError) -> BackupError:
-    """Return what became of a file of this host as an error with a remedy."""
-    told = engine.explained(what, str(error))
-    return BackupError(told.message, told.hint, UNEXPECTED)
 
 
 def checksum_failures(settings: Settings) -> int:
@@ -236,14 +230,6 @@ def run(
     Raises:
         BackupError: at least one backup was not taken or is damaged, or old ones could not be expired; the message names each.
     """
-    with receipts.at_work(settings, AT_WORK):
-        return taken(settings, kind, numbers, only_if_none=only_if_none)
-
-
-def taken(
-    settings: Settings, kind: str, numbers: list[int], *, only_if_none: bool = False
-) -> list[dict[str, Any]]:
-    """Do what run() does, which says meanwhile that it is at work."""
     chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
     if only_if_none:
         info = engine.information(settings)
@@ -252,21 +238,22 @@ def taken(
         return []
     done: list[dict[str, Any]] = []
     errors: list[BackupError] = []
-    for repository in chosen:
-        try:
-            done.append(take(settings, kind, repository))
-            tidy(settings, repository, done[-1]["type"])
-        except BackupError as error:
-            errors.append(error)
-        except OSError as error:
-            errors.append(on_this_host(f"{kind} backup into {repository}", error))
-    digests = record_digests(settings, done[-1]) if done else {}
+    with receipts.at_work(settings, AT_WORK):
+        for repository in chosen:
+            try:
+                done.append(take(settings, kind, repository))
+                tidy(settings, repository, done[-1]["type"])
+            except BackupError as error:
+                errors.append(error)
+            except OSError as error:
+                errors.append(engine.on_this_host(f"{kind} backup into {repository}", error))
+        digests = record_digests(settings, done[-1]) if done else {}
     try:
         for receipt in done:
             receipt["digests"] = digests
             keep(settings, receipt)
     except OSError as error:
-        errors.append(on_this_host("the receipts of the backups", error))
+        errors.append(engine.on_this_host("the receipts of the backups", error))
     errors += met(settings)
     if errors:
         error = joined(errors)

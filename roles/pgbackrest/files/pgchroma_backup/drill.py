@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import backup, engine, proof, receipts, restore, side, target
+from . import backup, engine, proof, receipts, restore, side, target, ways
 from .errors import BackupError, DamagedError
 from .settings import Repository, Settings
 from .timelines import lsn_number
@@ -70,7 +70,7 @@ def wanted(settings: Settings, repository: Repository, point: dict[str, Any]) ->
         BackupError: the repository cannot be read, or its newest backup was taken after the point, so nothing could be compared.
     """
     anywhere = target.read({"latest": True, "repository": repository.number})
-    number, info = target.choose_repository(settings, anywhere, lambda one: engine.information(settings, one))
+    number, info = ways.choose_repository(settings, anywhere, lambda one: engine.information(settings, one))
     good = [entry for entry in backup.backups_of(info, number) if not entry["error"]]
     if not good:
         raise BackupError(f"{repository} holds no backup without errors", HINT)

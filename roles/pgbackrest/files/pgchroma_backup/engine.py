@@ -196,6 +196,12 @@ def explained(what: str, output: str) -> BackupError:
     )
 
 
+def on_this_host(what: str, error: OSError) -> BackupError:
+    """Return what became of a file of this host as an error with a remedy."""
+    told = explained(what, str(error))
+    return BackupError(told.message, told.hint, UNEXPECTED)
+
+
 def command_line(settings: Settings, verb: str, *options: str) -> list[str]:
     """Return the command line of a pgBackRest verb for this host's stanza."""
     return ["pgbackrest", f"--config={settings.config}", f"--stanza={settings.stanza}", *options, verb]

@@ -71,7 +71,7 @@ def run(settings: Settings) -> dict[str, Any]:
             if last
             else "  last drill: none yet"
         )
-    points = receipts.read(settings, "restore-points.json") or {"points": []}
+    points = receipts.read(settings, receipts.POINTS) or {"points": []}
     lines += [f"Restore point {entry['name']}: {entry['time']}, {entry['lsn']}" for entry in points["points"]]
     return {
         "kind": "info",

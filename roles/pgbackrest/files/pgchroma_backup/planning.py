@@ -10,11 +10,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from . import engine, gaps, marker, receipts, recovery, replicas, side, target, wal
+from . import engine, gaps, marker, receipts, recovery, replicas, side, target, wal, ways
 from .errors import RefusedError
 from .settings import Settings
-from .target import Target, Way
+from .target import Target
 from .timelines import lsn_number
+from .ways import Way
 
 MEGABYTE = 1 << 20
 
@@ -99,9 +100,8 @@ class Condition:
         A server that serves has been started since, and so has one that served and was stopped: what it holds now is no half-copied
         directory, whatever the marker says. Before the former one was moved away there is only the former one.
         """
-        if self.left is None or self.left["phase"] == marker.MOVING:
-            return None if self.serving else self.left
-        return None if self.serving or self.ended else self.left
+        served = self.ended and self.left is not None and self.left["phase"] != marker.MOVING
+        return None if self.serving or served else self.left
 
     @property
     def ends(self) -> bool:
@@ -163,8 +163,8 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
 
 def base(settings: Settings, goal: Target) -> dict[str, Any]:
     """Return what a plan says of where the files come from; its command is pgBackRest's options so far."""
-    number, info = target.choose_repository(settings, goal, lambda one: engine.information(settings, one))
-    way = target.choose(settings, info, goal, number)
+    number, info = ways.choose_repository(settings, goal, lambda one: engine.information(settings, one))
+    way = ways.choose(settings, info, goal, number)
     if goal.kind == "lsn":
         refuse_beyond(settings, goal, way)
     return {

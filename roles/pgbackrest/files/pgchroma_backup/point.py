@@ -12,7 +12,6 @@ from .errors import USAGE, BackupError, RefusedError, joined
 from .settings import Settings
 
 NAME_BYTES = 63
-POINTS = "restore-points.json"
 # What a data directory that is to go is called while it is removed: half of one must not be put back.
 REMOVING = ".removing"
 
@@ -30,7 +29,7 @@ def known(settings: Settings, name: str) -> list[dict[str, Any]]:
             f"give 1 to {NAME_BYTES} printable characters without quotes, such as before-upgrade-2026-11-21"
         )
         raise BackupError(f"{name!r} cannot name a restore point", hint, USAGE)
-    found = receipts.needed(settings, POINTS) or {"points": []}
+    found = receipts.needed(settings, receipts.POINTS) or {"points": []}
     points: list[dict[str, Any]] = found["points"]
     if any(point["name"] == name for point in points):
         raise RefusedError(
@@ -78,7 +77,7 @@ def create(settings: Settings, name: str) -> dict[str, Any]:
         points = known(settings, name)
         lsn, timeline = engine.query(settings, MAKE, name=name)[0].split("\t")
         point = {"name": name, "lsn": lsn, "timeline": int(timeline), "time": receipts.now()}
-        receipts.write(settings, POINTS, {"points": [*points, point]})
+        receipts.write(settings, receipts.POINTS, {"points": [*points, point]})
     away = wal.missing(settings, wal.switch(settings))
     if len(away) == len(settings.repositories):
         raise joined(list(away.values()))

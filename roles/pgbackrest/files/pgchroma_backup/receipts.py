@@ -16,6 +16,9 @@ from typing import Any
 from .errors import BackupError, RefusedError
 from .settings import Settings
 
+# The restore points that were made on this host.
+POINTS = "restore-points.json"
+
 
 def now() -> str:
     """Return the present moment in UTC as receipts write it."""
