@@ -204,6 +204,31 @@ def test_the_newest_good_backup_before_the_target_is_chosen(
     assert ways.choose(host, INFO, target.read(wanted), 1).backup["label"] == label
 
 
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"time": "1970-01-01 00:33:20Z", "set": "B"}, "lies before the end of B"),
+        ({"lsn": "0/4FFFFFF", "set": "B"}, "lies before the end of B"),
+        ({"time": "2999-01-01 00:00:00Z", "set": "B"}, "has not come yet"),
+    ],
+    ids=str,
+)
+def test_a_named_set_that_cannot_end_where_it_is_to_is_refused(
+    host: Any, wanted: dict[str, Any], says: str, archived: Callable[..., None]
+) -> None:
+    """Recovery would stop after the moment, and say that it had come there."""
+    archived()
+    with pytest.raises(errors.RefusedError, match=says):
+        ways.choose(host, INFO, target.read(wanted), 1)
+
+
+@pytest.mark.parametrize("directory", ["/", "//"])
+def test_the_root_is_no_directory_for_a_copy(directory: str) -> None:
+    """Without its slash it would be none, and a copy a restore in place."""
+    with pytest.raises(errors.BackupError, match="is no directory for a copy"):
+        target.read({"latest": True, "directory": directory, "port": 5440})
+
+
 # Two backups, a restore to between them (timeline 2), two backups there, a restore to between those (timeline 3), one backup there.
 FORKED = {
     **INFO,
