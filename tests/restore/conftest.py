@@ -170,10 +170,10 @@ def waiting(cluster: Cluster) -> int:
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_playbook(
+def playbook_command(
     inventory: str, name: str, *options: str, **variables: object
-) -> subprocess.CompletedProcess[str]:
-    """Run a playbook as an operator does, with options such as --check and variables as JSON."""
+) -> tuple[list[str], dict[str, str]]:
+    """Return how a playbook is run as an operator does, and in which environment; variables are handed on as JSON."""
     tools = Path(sys.executable).parent
     command = [str(tools / "ansible-playbook"), "-i", inventory, *options, str(ROOT / "playbooks" / name)]
     command += ["-e", json.dumps(variables)]
@@ -186,6 +186,14 @@ def run_playbook(
         "ANSIBLE_NOCOLOR": "1",
         "PATH": f"{tools}:{os.environ['PATH']}",
     }
+    return command, environment
+
+
+def run_playbook(
+    inventory: str, name: str, *options: str, **variables: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook to its end, with options such as --check."""
+    command, environment = playbook_command(inventory, name, *options, **variables)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 

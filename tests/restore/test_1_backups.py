@@ -231,7 +231,7 @@ class TestPlaybooks:
     def test_verify_reads_one_repository_and_keeps_a_receipt(
         self, cluster: Cluster, playbook: Playbook, tmp_path: Path
     ) -> None:
-        done = playbook("backup_verify.yml", backup_verify_repository=1)
+        done = playbook("backup_verify.yml", backup_verify_repository="local")
         assert done.returncode == 0, done.stdout
         receipt = json.loads(next(tmp_path.glob("backup-verify-*.json")).read_text(encoding="utf-8"))
         assert receipt["ok"]
@@ -257,7 +257,7 @@ class TestPlaybooks:
         [
             {"backup_type": "fulll"},
             {"backup_wait": False, "backup_repository": 2},
-            {"backup_repository": "s3"},
+            {"backup_wait": "maybe"},
         ],
         ids=str,
     )
@@ -270,10 +270,28 @@ class TestPlaybooks:
         assert "Nothing was done" in done.stdout
         assert [cluster.newest(number) for number in (1, 2, 3)] == before
 
+    @pytest.mark.parametrize(("wrong", "option"), [("nonsense", "--diff"), (9, "--check")])
+    @pytest.mark.parametrize(
+        ("name", "variable"),
+        [
+            ("backup.yml", "backup_repository"),
+            ("backup_verify.yml", "backup_verify_repository"),
+            ("restore_drill.yml", "restore_drill_repository"),
+        ],
+    )
+    def test_repository_that_there_is_not_is_refused(
+        self, playbook: Playbook, name: str, variable: str, wrong: object, option: str
+    ) -> None:
+        done = playbook(name, option, **{variable: wrong})
+        assert done.returncode != 0, done.stdout
+        assert f"there is no repository {wrong}" in done.stdout
+        assert "choose one of repository 1 (local" in done.stdout
+
     @pytest.mark.parametrize(
         ("name", "variables"),
         [
             ("backup.yml", {"backup_type": "full"}),
+            ("backup.yml", {"backup_repository": "s3"}),
             ("backup.yml", {"backup_wait": False}),
             ("backup_info.yml", {}),
         ],
@@ -334,7 +352,7 @@ def test_repositories_take_turns_and_each_proves_its_own(
         drilled.add(answer.result["repository"])
     for entry in cluster("info").result["repositories"]:
         assert entry["drill"]["backup_label"] == cluster.newest(entry["number"])
-    done = playbook("restore_drill.yml", restore_drill_repository=2)
+    done = playbook("restore_drill.yml", restore_drill_repository="s3")
     assert done.returncode == 0, done.stdout
     receipt = json.loads(next(tmp_path.glob("drill-*.json")).read_text(encoding="utf-8"))
     assert (receipt["result"], receipt["repository"]) == ("ok", 2)

@@ -1,14 +1,28 @@
 """Coming back: to a moment, a name, a place; what cannot be reached is refused before anything stops; what stops half-way resumes."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from testinfra.host import Host
 
-from restore.conftest import DATA, STATE, UNIT, Cluster, Playbook, host_of, waiting
+from restore.conftest import (
+    DATA,
+    ROOT,
+    STATE,
+    UNIT,
+    WRITTEN,
+    Cluster,
+    Playbook,
+    host_of,
+    playbook_command,
+    waiting,
+)
 from support.waiting import wait_for
 
 
@@ -452,6 +466,83 @@ class TestInterruptedRecovery:
         assert "activating" in seen
         host.check_output(f"rm {DATA}/standby.signal; systemctl start {UNIT}")
         assert cluster.rows() == rows
+
+
+class TestUnseenEnd:
+    """Whoever ran the playbook is gone, by Ctrl-C here; the host goes on with the restore, and comes to its end alone."""
+
+    @staticmethod
+    def begin_and_leave(inventory: str, cluster: Cluster, folder: Path, **target: object) -> None:
+        """Begin a restore as an operator does, and leave it when files are copied."""
+        places = {"backup_receipts_directory": str(folder), "verify_receipts_directory": str(folder)}
+        command, environment = playbook_command(
+            inventory, "restore.yml", restore=target, confirm="backup-restore1", **places
+        )
+
+        def phase() -> str:
+            return str(cluster.receipt("restore.json")["phase"])
+
+        with (
+            (folder / "left.log").open("w", encoding="utf-8") as log,
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            ) as run,
+        ):
+            wait_for("it is at work", lambda: phase() in ("copying", "recovering"), seconds=300)
+            os.killpg(run.pid, signal.SIGINT)
+            run.wait(60)
+        wait_for("the host has come to its end", lambda: phase() == "ended", seconds=300)
+
+    def test_the_same_command_starts_the_servers_and_restores_nothing_again(
+        self, request: pytest.FixtureRequest, host: Host, cluster: Cluster, playbook: Playbook, tmp_path: Path
+    ) -> None:
+        assert cluster("backup", "--type=full", "--repository=1").status == 0
+        rows = cluster.rows()
+        moment = {"time": now(cluster).isoformat()}
+        cluster.add(25)
+        self.begin_and_leave(request.config.stash[WRITTEN], cluster, tmp_path, **moment)
+        assert not host.service("pgchroma").is_running, "nobody was there to start it"
+        began = cluster.sql("SELECT pg_postmaster_start_time()")
+        (kept,) = host.check_output(f"ls -d {DATA}.before-restore-*").split()
+
+        checked = playbook("restore.yml", "--check", restore=moment)
+        assert checked.returncode == 0, checked.stdout
+        assert "HAS ENDED" in checked.stdout
+        done = playbook("restore.yml", restore=moment, confirm="backup-restore1")
+        assert done.returncode == 0, done.stdout
+        assert cluster.sql("SELECT pg_postmaster_start_time()") == began
+        assert cluster.rows() == rows
+        assert host.service("pgchroma").is_running
+        assert host.check_output(f"ls -d {DATA}.before-restore-*") == kept
+        assert cluster.receipt("restore.json")["phase"] == "done"
+        again = cluster.plan(**moment)
+        assert "HAS ENDED" not in again.text, "what is asked for now is another restore"
+
+    def test_what_was_kept_is_removed_only_when_what_stays_is_proven(
+        self, host: Host, cluster: Cluster, playbook: Playbook
+    ) -> None:
+        """Goes on with what the test before has left."""
+        (kept,) = host.check_output(f"ls -d {DATA}.before-restore-*").split()
+        missing = playbook("restore_finish.yml", confirm="backup-restore1")
+        assert missing.returncode != 0
+        assert "keep is missing" in missing.stdout
+        broken = "/run/systemd/system/pgchroma.service.d"
+        unit = "[Service]\\nExecStart=\\nExecStart=/bin/false\\n"
+        host.check_output(
+            f"systemctl stop pgchroma; mkdir -p {broken}; printf '{unit}' >{broken}/broken.conf; systemctl daemon-reload"
+        )
+        try:
+            checked = playbook("restore_finish.yml", "--check", keep="restored")
+            assert checked.returncode == 0, checked.stdout
+            done = playbook("restore_finish.yml", keep="restored", confirm="backup-restore1")
+            assert done.returncode != 0, done.stdout
+            assert host.file(kept).is_directory, "what stays does not serve"
+        finally:
+            host.check_output(f"rm -r {broken}; systemctl daemon-reload; systemctl stop pgchroma")
+        done = playbook("restore_finish.yml", keep="restored", confirm="backup-restore1")
+        assert done.returncode == 0, done.stdout
+        assert not host.file(kept).exists
+        assert host.service("pgchroma").is_running
 
 
 class TestArchiveEnd:

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/pgbackrest/files"))
+# Where the command lies.
+COMMAND = Path(__file__).resolve().parents[2] / "roles/pgbackrest/files"
+sys.path.insert(0, str(COMMAND))
 
 
 def module(name: str) -> Any:

@@ -1033,10 +1033,10 @@ def test_a_repository_that_cannot_be_read_is_not_called_damaged(
     monkeypatch.setattr(engine, "information", lambda host, number: info)
     monkeypatch.setattr(engine, "pgbackrest", lambda host, what, verb, *options: GOOD)
     with pytest.raises(errors.BackupError, match="the passphrase is not") as caught:
-        verification.run(host, [1])
+        verification.run(host, ["1"])
     assert caught.value.code == errors.CONFIGURATION
     assert receipts.read(host, "verify.json")["ok"] is False
-    assert verification.run(host, [2])["ok"] is True
+    assert verification.run(host, ["offsite"])["ok"] is True
 
 
 def test_settings_that_are_not_ours_are_refused(tmp_path: Path) -> None:
@@ -1060,15 +1060,16 @@ def drilled(host: Any, name: str, days_ago: float, result: str = "ok") -> None:
 
 def test_repositories_take_turns_at_being_drilled(host: Any) -> None:
     """A drill that failed was a turn too: one repository that is away keeps no other from its own."""
-    assert drill.turn(host, 0).name == "local"
+    assert drill.turn(host, "").name == "local"
     drilled(host, "local", 1)
-    assert drill.turn(host, 0).name == "offsite"
+    assert drill.turn(host, "").name == "offsite"
     drilled(host, "offsite", 0, "failed")
-    assert drill.turn(host, 0).name == "local"
-    assert drill.turn(host, 2).name == "offsite"
-    assert drill.turn(replace(host, drill_repository=2), 0).name == "offsite"
+    assert drill.turn(host, "").name == "local"
+    assert drill.turn(host, "2").name == "offsite"
+    assert drill.turn(host, "offsite").name == "offsite"
+    assert drill.turn(replace(host, drill_repository=2), "").name == "offsite"
     with pytest.raises(errors.BackupError, match="no repository 3"):
-        drill.turn(host, 3)
+        drill.turn(host, "3")
 
 
 def test_a_backup_that_ends_during_a_drill_does_not_change_what_is_compared(

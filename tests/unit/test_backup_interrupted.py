@@ -336,7 +336,7 @@ def test_a_drill_that_has_no_room_says_so(host: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(drill, "recorded", full)
     monkeypatch.setattr(drill, "note", lambda host, receipt: noted.append(receipt))
     with pytest.raises(OSError, match="No space left"):
-        drill.run(host, 1)
+        drill.run(host, "1")
     assert "No space left" in noted[0]["detail"]
     assert "No space left" in module("check").drills(host)[0]["detail"]
 

@@ -48,16 +48,19 @@ def parser() -> argparse.ArgumentParser:
     added = verb("backup", "take a backup and judge it by what the repository then holds")
     added.add_argument("--type", choices=("full", "diff", "incr"), default="incr")
     added.add_argument(
-        "--repository", type=int, action="append", default=[], help="its number; without it all of them"
+        "--repository", action="append", default=[], help="its number or name; without it all of them"
     )
     added.add_argument(
         "--only-if-none", action="store_true", help="pass over repositories that hold a backup already"
     )
+    only_told(added)
     verb("info", "list backups and the range of WAL in each repository")
     verb("check", "send WAL through every repository and judge the age of backups and of the last drill")
     verb("even-out", "send every repository the WAL that it lacks and another one holds")
     added = verb("verify", "read every file of a repository against its checksum")
-    added.add_argument("--repository", type=int, action="append", default=[])
+    added.add_argument(
+        "--repository", action="append", default=[], help="its number or name; without it all of them"
+    )
     only_told(added)
     for name, text in (
         ("restore-plan", "say what a restore would do, changing nothing"),
@@ -77,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="stop a running server; without it a running one is refused",
             )
+            added.add_argument(
+                "--unseen",
+                action="store_true",
+                help="asked for again, only tell that it has ended, until restore-seen was run",
+            )
+    verb("restore-seen", "say that the end of the last restore was seen, and its servers run")
     added = verb("side-remove", "stop and delete a copy that a side restore made")
     added.add_argument("--directory", required=True)
     added = verb("restore-finish", "remove the data directory that a restore kept, or put it back")
@@ -87,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     only_told(added)
     added = verb("drill", "restore the newest backup apart from the cluster, prove it, time it, remove it")
     added.add_argument(
-        "--repository", type=int, default=0, help="its number; without it the one drilled longest ago"
+        "--repository", default="", help="its number or name; without it the one drilled longest ago"
     )
     only_told(added)
     verb("stanza", "create the stanza in repositories that do not hold it")
@@ -116,6 +125,14 @@ def checked(host: settings.Settings) -> Result:
     return {"kind": "check", "ok": True, "checks": found}
 
 
+def backups(host: settings.Settings, words: argparse.Namespace) -> Result:
+    """Take backups, or say which would be taken."""
+    if words.dry_run:
+        return backup.plan(host, words.type, words.repository)
+    done = backup.run(host, words.type, words.repository, only_if_none=words.only_if_none)
+    return {"kind": "backups", "backups": done}
+
+
 def finished(host: settings.Settings, directory: str) -> Result:
     """Remove a side copy."""
     side.remove(host, directory)
@@ -125,17 +142,15 @@ def finished(host: settings.Settings, directory: str) -> Result:
 def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
     """Run the verb and return its result."""
     verbs: dict[str, Callable[[], Result]] = {
-        "backup": lambda: {
-            "kind": "backups",
-            "backups": backup.run(host, words.type, words.repository, only_if_none=words.only_if_none),
-        },
+        "backup": lambda: backups(host, words),
         "info": lambda: overview.run(host),
         "check": lambda: checked(host),
         "even-out": lambda: gaps.even_out(host),
         "verify": lambda: (verification.plan if words.dry_run else verification.run)(host, words.repository),
         "restore-plan": lambda: planning.plan(host, words.target),
         "restore-flush": lambda: restore.send(host, words.target),
-        "restore": lambda: restore.run(host, words.target, stop=words.stop),
+        "restore": lambda: restore.run(host, words.target, stop=words.stop, unseen=words.unseen),
+        "restore-seen": lambda: restore.seen(host),
         "side-remove": lambda: finished(host, words.directory),
         "restore-finish": lambda: (point.finish_plan if words.dry_run else point.finish)(host, words.keep),
         "restore-point": lambda: (point.plan if words.dry_run else point.create)(host, words.name),
@@ -158,7 +173,7 @@ def main() -> int:
     """Run one verb and return its exit status."""
     words = parser().parse_args()
     engine.yield_to_queries()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, end)
     try:
         result = dispatch(words, settings.read(words.settings))

@@ -108,9 +108,7 @@ def take(settings: Settings, kind: str, repository: Repository) -> dict[str, Any
     what = f"{kind} backup into {repository}"
     before = {entry["label"] for entry in labels(settings, repository)}
     started = time.time()
-    # Not expired here: a damaged backup must never push a good one out.
-    options = (f"--repo={repository.number}", f"--type={kind}", "--no-expire-auto")
-    engine.pgbackrest(settings, what, "backup", *options)
+    engine.pgbackrest(settings, what, "backup", *options_of(repository, kind))
     made = [entry for entry in labels(settings, repository) if entry["label"] not in before]
     if not made:
         raise BackupError(
@@ -219,8 +217,38 @@ def forget(settings: Settings, repository: Repository) -> None:
             path.unlink(missing_ok=True)
 
 
+def options_of(repository: Repository, kind: str) -> tuple[str, ...]:
+    """Return pgBackRest's options for a backup; it must not expire any: a damaged backup would push a good one out."""
+    return (f"--repo={repository.number}", f"--type={kind}", "--no-expire-auto")
+
+
+def plan(settings: Settings, kind: str, wanted: list[str]) -> dict[str, Any]:
+    """Return what taking backups would do, and a text for people; a repository that cannot be read is shown as such. Changes nothing.
+
+    Raises:
+        BackupError: there is no repository of that number or name.
+    """
+    lines = []
+    for repository in settings.chosen(wanted):
+        lines.append(f"Take {'an' if kind == 'incr' else 'a'} {kind} backup into {repository}")
+        try:
+            held = labels(settings, repository)
+        except BackupError as error:
+            lines.append(f"  CANNOT BE READ: {error.message}")
+            continue
+        newest = (
+            f"the newest is {held[-1]['label']}, ended {receipts.stamp(held[-1]['timestamp']['stop'])}"
+            if held
+            else "it will be a full one"
+        )
+        lines.append(f"  holds      {len(held)} backups; {newest}")
+        command = engine.command_line(settings, "backup", *options_of(repository, kind))
+        lines.append(f"  {' '.join(command)}")
+    return {"kind": "backup-plan", "text": "\n".join(lines)}
+
+
 def run(
-    settings: Settings, kind: str, numbers: list[int], *, only_if_none: bool = False
+    settings: Settings, kind: str, wanted: list[str], *, only_if_none: bool = False
 ) -> list[dict[str, Any]]:
     """Take a backup into each repository named, or into all that this host backs up into; return the receipts.
 
@@ -230,7 +258,7 @@ def run(
     Raises:
         BackupError: at least one backup was not taken or is damaged, or old ones could not be expired; the message names each.
     """
-    chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
+    chosen = settings.chosen(wanted)
     if only_if_none:
         info = engine.information(settings)
         chosen = [repository for repository in chosen if not backups_of(info, repository.number)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import backup, engine, proof, receipts, restore, side, target, ways
 from .errors import BackupError, DamagedError
-from .settings import Repository, Settings
+from .settings import NONE_GIVEN, Repository, Settings
 from .timelines import lsn_number
 
 LAST = "drill.json"
@@ -29,14 +29,14 @@ def in_turn(settings: Settings) -> tuple[Repository, ...]:
     return settings.repositories
 
 
-def turn(settings: Settings, number: int) -> Repository:
+def turn(settings: Settings, named: str) -> Repository:
     """Return the repository whose turn it is: the one named, else the one whose last drill, held or not, is longest ago.
 
     Raises:
-        BackupError: there is none of that number.
+        BackupError: there is none of that number or name.
     """
-    if number:
-        return settings.repository(number)
+    if named not in NONE_GIVEN:
+        return settings.named(named)
 
     def ended(repository: Repository) -> str:
         receipt = receipts.read(settings, last_of(repository))
@@ -97,13 +97,13 @@ def is_before(entry: dict[str, Any], point: dict[str, Any]) -> bool:
     return lsn_number(entry["lsn"]["stop"]) <= lsn_number(point["lsn"])
 
 
-def plan(settings: Settings, number: int = 0) -> dict[str, Any]:
+def plan(settings: Settings, named: str = "") -> dict[str, Any]:
     """Return what a drill would do: the side restore that it is, and a text for people. Changes nothing.
 
     Raises:
         BackupError: no digests were recorded after the newest backup, there is no room, or a drill is at work.
     """
-    goal = wanted(settings, turn(settings, number), recorded(settings))
+    goal = wanted(settings, turn(settings, named), recorded(settings))
     found = restore.plan(settings, goal)
     after = [
         f"  pgchroma backup check-restored: pages, tables, indexes, a vector query, digests of {digests_file(settings)}",
@@ -145,7 +145,7 @@ def check_pages(settings: Settings, place: Path) -> str:
     return " ".join(done.output.split())
 
 
-def run(settings: Settings, number: int = 0) -> dict[str, Any]:
+def run(settings: Settings, named: str = "") -> dict[str, Any]:
     """Carry out the drill and return its receipt, which is also kept as drill.json and drill-NAME.json, whatever the result.
 
     Raises:
@@ -153,7 +153,7 @@ def run(settings: Settings, number: int = 0) -> dict[str, Any]:
     """
     with receipts.alone(settings, "drill"):
         started = time.time()
-        repository = turn(settings, number)
+        repository = turn(settings, named)
         receipt: dict[str, Any] = {
             "kind": "drill",
             "started": receipts.stamp(started),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from .target import Target
 NAME = "restore.json"
 # The former data directory is moved away; files are copied; the server replays WAL.
 MOVING, COPYING, RECOVERING, DONE = "moving", "copying", "recovering", "done"
-# What a restore has replaced is being put back.
-RETURNING = "returning"
+# It has ended, and nobody has said to have seen that; what it has replaced is being put back.
+ENDED, RETURNING = "ended", "returning"
+# Whoever was cut off from a restore asks for it again within this time; who asks later means another one.
+UNSEEN_HOURS = 24
 
 
 def read(settings: Settings) -> dict[str, Any] | None:
@@ -24,7 +28,27 @@ def read(settings: Settings) -> dict[str, Any] | None:
         BackupError: it cannot be read.
     """
     found = receipts.needed(settings, NAME)
-    return found if found is not None and found["phase"] not in (DONE, RETURNING) else None
+    return found if found is not None and found["phase"] not in (DONE, ENDED, RETURNING) else None
+
+
+def unseen(settings: Settings) -> dict[str, Any] | None:
+    """Return the marker of a restore that has ended lately without anybody having seen it, or None.
+
+    Raises:
+        BackupError: it cannot be read.
+    """
+    found = receipts.needed(settings, NAME)
+    if found is None or found["phase"] != ENDED:
+        return None
+    ended = datetime.fromisoformat(found["ended"].replace("Z", "+00:00")).timestamp()
+    return found if time.time() - ended < UNSEEN_HOURS * 3600 else None
+
+
+def seen(settings: Settings) -> None:
+    """Say that the end of the last restore was seen: the same one asked for once more is another one."""
+    found = receipts.needed(settings, NAME)
+    if found is not None and found["phase"] == ENDED:
+        close(settings)
 
 
 def returning(settings: Settings) -> dict[str, Any] | None:
@@ -54,6 +78,13 @@ def write(settings: Settings, phase: str, wanted: dict[str, Any], found: dict[st
     """Say how far a restore has come; ``found`` is its plan, ``began`` when the first run of it did."""
     content = {"phase": phase, "kept": found["kept"], "target": found["target"], "started": began}
     receipts.write(settings, NAME, {**content, "wanted": wanted, "plan": found})
+
+
+def end(settings: Settings, wanted: dict[str, Any], found: dict[str, Any], began: str) -> None:
+    """Say that a restore has ended, when, and what it was."""
+    ended = found.get("ended") or receipts.now()
+    content = {"phase": ENDED, "kept": found["kept"], "target": found["target"], "started": began}
+    receipts.write(settings, NAME, {**content, "ended": ended, "wanted": wanted, "plan": found})
 
 
 def close(settings: Settings) -> None:

@@ -150,6 +150,9 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         now = condition(settings)
         if now.left is not None and now.ends and marker.is_of(now.left, goal):
             return ending(settings, now.left)
+        over = marker.unseen(settings)
+        if over is not None and now.ended and not goal.again and marker.is_of(over, goal):
+            return ended(settings, over, running=now.running)
         found = {**base(settings, goal), **in_place(settings, goal, now)}
         found["command"] += ["--delta"] if goal.overwrite or not now.moves else []
     if not found["flushes"]:
@@ -179,6 +182,7 @@ def base(settings: Settings, goal: Target) -> dict[str, Any]:
         "bytes": way.backup["info"]["size"],
         "side": goal.side,
         "overwrite": goal.overwrite,
+        "ended": "",
         "command": options_of(goal, way, number),
     }
 
@@ -253,9 +257,14 @@ def refuse_full(found: dict[str, Any], needed: int) -> None:
         RefusedError: there is none.
     """
     if needed + 64 * MEGABYTE > found["free_bytes"]:
+        other = (
+            "name a directory of another file system"
+            if found["side"]
+            else "restore over the present files instead of keeping them: add overwrite: true"
+        )
         raise RefusedError(
             f"{found['directory']} has {found['free_bytes'] // MEGABYTE} MB free, the restored cluster takes {needed // MEGABYTE} MB",
-            "make room, or restore over the present files instead of keeping them: add overwrite: true",
+            f"make room, or {other}",
         )
 
 
@@ -293,6 +302,23 @@ def ending(settings: Settings, left: dict[str, Any]) -> dict[str, Any]:
         "To restore anew, run it once more when this has ended.",
         "Commands:",
         f"  ({settings.service} runs: nothing is stopped, moved or copied; it is waited for)",
+    ]
+    return {**found, "text": "\n".join(lines)}
+
+
+def ended(settings: Settings, over: dict[str, Any], *, running: bool) -> dict[str, Any]:
+    """Return the plan of a restore that has ended when nobody was there to see it: it is proven, and what it stopped is started."""
+    found = {**over["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False}
+    found |= {"ended": over["ended"], "running": running}
+    start = "nothing is stopped" if running else f"systemctl start {settings.service}; nothing is stopped"
+    lines = [
+        f"Restore {settings.stanza} to {found['target']}",
+        f"  HAS ENDED  at {over['ended']}; it began at {over['started']}, and whoever began it did not see its end",
+        f"  backup     {found['set']}, ended {found['set_ended']}; timeline {found['timeline']}",
+        f"  kept       {found['kept'] or 'nothing: there was no cluster before it'}",
+        'To restore anew, which loses what was written since, add "again": true.',
+        "Commands:",
+        f"  ({start}, moved or copied; what was restored is proven)",
     ]
     return {**found, "text": "\n".join(lines)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import engine, gaps, marker, processes, proof, receipts, recovery, service, side, target, wal
-from .errors import INTERRUPTED, UNEXPECTED, BackupError, RefusedError
+from .errors import INTERRUPTED, UNEXPECTED, BackupError, DamagedError, RefusedError
 from .planning import plan
 from .settings import Settings
 
@@ -48,8 +48,10 @@ def flushed(settings: Settings, wanted: dict[str, Any], found: dict[str, Any]) -
     return {**found, "unarchived": ""}
 
 
-def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, Any]:
+def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, unseen: bool = False) -> dict[str, Any]:
     """Carry out a restore and return its receipt. With ``stop`` a running server is stopped first.
+
+    With ``unseen`` the same restore is not made anew until seen() was called: whoever began it may be gone before it ends.
 
     Raises:
         RefusedError: the server runs and may not be stopped, or what plan() refuses; nothing was changed.
@@ -61,14 +63,14 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, 
         if found["side"]:
             found = flushed(settings, wanted, found) if found["flushes"] else found
             return side.run(settings, target.read(wanted), found)
-        left = marker.read(settings) if found["resumes"] else None
+        left = (marker.read(settings) or marker.unseen(settings)) if found["resumes"] else None
         began = left["started"] if left is not None else receipts.stamp(started)
         if not found["ends"]:
             found = fill(settings, wanted, found, stop=stop, began=began)
             marker.write(settings, marker.RECOVERING, wanted, found, began)
         copied = time.time()
         recover(settings, found["until"])
-        marker.close(settings)
+        marker.end(settings, wanted, found, began)
         gaps.even_out_later(settings)
         now = engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")
         receipt = {
@@ -80,7 +82,22 @@ def run(settings: Settings, wanted: dict[str, Any], *, stop: bool) -> dict[str, 
             "timeline_now": int(now[0]),
         }
         goal = target.read(wanted)
-        return proof.keep(settings, receipt, lambda: proof.own(settings, goal))
+        try:
+            receipt = proof.keep(settings, receipt, lambda: proof.own(settings, goal))
+        except DamagedError:
+            # To ask for it again is to want it anew.
+            marker.seen(settings)
+            raise
+        if not unseen:
+            marker.seen(settings)
+        return receipt
+
+
+def seen(settings: Settings) -> dict[str, Any]:
+    """Say that the end of the last restore was seen, and what it was for is done; does nothing where there is none."""
+    with receipts.alone(settings, "restore"):
+        marker.seen(settings)
+    return {"kind": "restore-seen"}
 
 
 def fill(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from .errors import CONFIGURATION, BackupError
 
 FILE = Path("/etc/pgbackrest/pgchroma-backup.json")
+# How playbooks say that no repository is named.
+NONE_GIVEN = ("", "0")
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,10 @@ class Settings:
         Raises:
             BackupError: there is none.
         """
-        for repository in self.repositories:
-            if wanted in (str(repository.number), repository.name):
-                return repository
+        for key in (lambda one: str(one.number), lambda one: one.name):
+            for repository in self.repositories:
+                if wanted == key(repository):
+                    return repository
         known = ", ".join(str(repository) for repository in self.repositories)
         raise BackupError(f"there is no repository {wanted}", f"choose one of {known}", CONFIGURATION)
 
@@ -79,6 +83,15 @@ class Settings:
             BackupError: there is none of that number.
         """
         return self.named(str(number))
+
+    def chosen(self, wanted: Iterable[str]) -> list[Repository]:
+        """Return the repositories of these numbers or names, each once; all where none is given: 0 and the empty string are none.
+
+        Raises:
+            BackupError: there is none of that number or name.
+        """
+        given = [one.strip() for one in wanted if one.strip() not in NONE_GIVEN]
+        return list(dict.fromkeys(map(self.named, given))) or list(self.repositories)
 
 
 def read(path: Path = FILE) -> Settings:

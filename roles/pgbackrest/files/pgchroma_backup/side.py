@@ -28,14 +28,22 @@ def refuse(settings: Settings, goal: Target) -> None:
     """Refuse a directory or port that is not free.
 
     Raises:
-        RefusedError: the directory is the cluster's, lies in it, or holds something that no side restore made.
+        RefusedError: the directory is the cluster's or a repository's, lies in one, or holds something that no side restore made.
     """
-    place, data = Path(goal.directory).resolve(), settings.data.resolve()
-    if place == data or data in place.parents or place in data.parents:
-        raise RefusedError(
-            f"{goal.directory} is, holds or lies in the cluster's own {settings.data_dir}",
-            "choose a directory apart from it",
-        )
+    place = Path(goal.directory).resolve()
+    taken = {f"the cluster's own {settings.data_dir}": settings.data}
+    # Where drills are held the role was told, and nobody asks at 3 a.m.
+    if goal.directory != settings.drill_directory:
+        taken |= {str(one): Path(one.where) for one in settings.repositories if one.kind == "posix"}
+    for what, path in taken.items():
+        other = path.resolve()
+        if place == other or other in place.parents or place in other.parents:
+            raise RefusedError(
+                f"{goal.directory} is, holds or lies in {what}", "choose a directory apart from it"
+            )
+    there = next(path for path in (place, *place.parents) if path.exists())
+    if not there.is_dir():
+        raise RefusedError(f"{goal.directory} cannot be made: {there} is no directory", "choose another one")
     if goal.port == settings.port:
         raise RefusedError(f"port {goal.port} is the cluster's own", "choose another port")
     if place.exists() and any(place.iterdir()) and not (place / MARKER).exists():

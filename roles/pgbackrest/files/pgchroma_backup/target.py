@@ -16,6 +16,7 @@ KEYS = {
     "timeline",
     "repository",
     "exclusive",
+    "again",
     "directory",
     "port",
     "overwrite",
@@ -39,6 +40,7 @@ class Target:
     timeline: str
     repository: str
     exclusive: bool
+    again: bool
     directory: str
     port: int
     overwrite: bool
@@ -103,6 +105,11 @@ def words(wanted: dict[str, Any], key: str) -> str:
     return str(value).strip()
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number in ASCII's digits; there are others that int() does not read, or PostgreSQL."""
+    return text.isascii() and text.isdigit()
+
+
 def kind_of(wanted: object) -> tuple[dict[str, Any], str]:
     """Return the dictionary, and which of the targets it gives.
 
@@ -140,7 +147,7 @@ def value_of(wanted: dict[str, Any], kind: str) -> str:
             f"{value!r} is not an LSN",
             "it looks like 0/3000028; pg_current_wal_lsn() and restore_point.yml print one",
         )
-    if kind == "xid" and not value.isdigit():
+    if kind == "xid" and not is_number(value):
         raise usage(f"{value!r} is not a transaction id", "it is a number; pg_current_xact_id() prints one")
     return value
 
@@ -167,7 +174,7 @@ def side_of(wanted: dict[str, Any]) -> tuple[str, int]:
         raise usage(
             f"{directory!r} has characters that may not stand in it", "letters, digits and @+=:,./_- may"
         )
-    if not port.isdigit() or int(port) not in PORTS:
+    if not is_number(port) or int(port) not in PORTS:
         raise usage(f"{port!r} is not a port", f"give a number from {PORTS[0]} to {PORTS[-1]}")
     return directory.rstrip("/"), int(port)
 
@@ -184,7 +191,7 @@ def read(given: object) -> Target:
     if exclusive and kind not in ("time", "lsn", "xid"):
         raise usage(f"exclusive says nothing about {kind}", "it goes with time, lsn or xid; leave it out")
     timeline = words(wanted, "timeline")
-    if timeline and timeline not in ("latest", "current") and not timeline.isdigit():
+    if timeline and timeline not in ("latest", "current") and not is_number(timeline):
         raise usage(f"{timeline!r} is not a timeline", "give latest, current or its number")
     if kind == "immediate" and timeline not in ("", "current"):
         raise usage("the end of a backup lies on the backup's own timeline", "leave timeline out")
@@ -197,6 +204,7 @@ def read(given: object) -> Target:
         timeline=timeline,
         repository=words(wanted, "repository"),
         exclusive=exclusive,
+        again=flag(wanted, "again"),
         directory=directory,
         port=port,
         overwrite=flag(wanted, "overwrite"),

@@ -39,9 +39,9 @@ def options_of(repository: Repository) -> tuple[str, ...]:
     return (f"--repo={repository.number}", "--output=text", "--verbose", "--log-level-console=warn")
 
 
-def plan(settings: Settings, numbers: list[int]) -> dict[str, Any]:
+def plan(settings: Settings, wanted: list[str]) -> dict[str, Any]:
     """Return what a verification would read, and a text for people; one that cannot be read is shown as such. Changes nothing."""
-    chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
+    chosen = settings.chosen(wanted)
     lines, total = [], 0
     for repository in chosen:
         try:
@@ -77,13 +77,13 @@ def verify(settings: Settings, repository: Repository) -> dict[str, Any]:
     }
 
 
-def run(settings: Settings, numbers: list[int]) -> dict[str, Any]:
+def run(settings: Settings, wanted: list[str]) -> dict[str, Any]:
     """Verify the repositories named, or all, and return the receipt.
 
     Raises:
         BackupError: something in a repository is missing or not what was written (DAMAGED), or a repository could not be read.
     """
-    chosen = [settings.repository(number) for number in numbers] or list(settings.repositories)
+    chosen = settings.chosen(wanted)
     results, errors = [], []
     for repository in chosen:
         try:

@@ -9,8 +9,8 @@ from typing import Any
 
 from . import backup, engine, receipts, timelines
 from .errors import RefusedError, joined
-from .settings import Settings
-from .target import Target
+from .settings import NONE_GIVEN, Settings
+from .target import Target, is_number
 from .timelines import lsn_number
 
 Look = Callable[[int], dict[str, Any]]
@@ -24,7 +24,7 @@ def choose_repository(settings: Settings, target: Target, look: Look) -> tuple[i
     Raises:
         BackupError: the one named cannot be read, or none can.
     """
-    named = [settings.named(target.repository).number] if target.repository not in ("", "0") else []
+    named = [settings.named(target.repository).number] if target.repository not in NONE_GIVEN else []
     faults = []
     for number in named or [entry.number for entry in settings.repositories]:
         info = look(number)
@@ -182,7 +182,7 @@ def choose_timeline(settings: Settings, target: Target, newest: dict[str, Any], 
             none of the number that was named.
     """
     own, shown = timelines.of(newest), ", ".join(map(str, sorted(set(known))))
-    if target.timeline.isdigit():
+    if is_number(target.timeline):
         if int(target.timeline) not in known:
             raise RefusedError(f"the archive has no timeline {target.timeline}", f"it has {shown}")
         return int(target.timeline)
