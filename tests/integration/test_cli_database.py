@@ -2,12 +2,14 @@
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from pgchroma.exit_codes import ExitCode
 from support.api import COLLECTIONS, Api
+from support.command import pgchroma
 from support.postgres import Databases
 from support.server import PROGRAM, ServerProcess
 
@@ -86,6 +88,15 @@ def test_a_database_that_is_not_there_is_named() -> None:
             code=ExitCode.DATABASE_UNREACHABLE,
         )
         assert "PostgreSQL does not answer" in shown
+
+
+def test_why_there_is_no_connection_is_told_once(tmp_path: Path) -> None:
+    """Not by a line of the pool's for every attempt, beside an error that says only that it was in vain."""
+    outcome = pgchroma("status", "--database-url", f"postgresql:///none?host={tmp_path}")
+    assert outcome.code == ExitCode.DATABASE_UNREACHABLE
+    assert outcome.stderr.startswith("error: PostgreSQL does not answer: ")
+    assert "No such file or directory" in outcome.stderr
+    assert "error connecting" not in outcome.stderr
 
 
 def test_a_database_that_is_not_prepared_is_named(databases: Databases) -> None:

@@ -11,7 +11,7 @@ import psycopg
 from pgchroma.backup.state import Recorded
 from pgchroma.errors import DatabaseNotReadyError, RefusedError
 from pgchroma.store import Store, StoreSettings, backups, digests, soundness
-from pgchroma.store.connection import unprepared, unreachable
+from pgchroma.store.failures import unprepared, unreachable
 from pgchroma.types import Filter, Include
 from pgchroma.verify import checks as outcomes
 from pgchroma.verify.checks import Check, check

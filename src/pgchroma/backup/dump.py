@@ -15,8 +15,9 @@ from pgchroma.backup import container, state
 from pgchroma.backup.container import ChunkEntry, CollectionEntry, Journal, Manifest
 from pgchroma.errors import ConfigurationError, NotFoundError, RefusedError
 from pgchroma.store import StoreSettings, dumps
-from pgchroma.store.connection import conninfo, unprepared, unreachable
+from pgchroma.store.connection import conninfo
 from pgchroma.store.dumps import Catalogued, Snapshot
+from pgchroma.store.failures import unprepared, unreachable
 
 Advance = Callable[[int], None]
 

@@ -13,8 +13,9 @@ from pgchroma.backup import container
 from pgchroma.backup.container import CollectionEntry, Manifest
 from pgchroma.errors import ConfigurationError, RefusedError, VerificationError
 from pgchroma.store import Store, StoreSettings, backups, barrier, dumps, loads, names
-from pgchroma.store.connection import conninfo, unreachable
+from pgchroma.store.connection import conninfo
 from pgchroma.store.dumps import Catalogued, Snapshot
+from pgchroma.store.failures import unreachable
 from pgchroma.store.loads import Load
 
 Policy: TypeAlias = Literal["fail", "replace", "merge"]

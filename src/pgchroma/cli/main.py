@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import logging
 import os
 import sys
 import traceback
@@ -43,6 +44,8 @@ def run(
 ) -> NoReturn:
     """Run a command and leave the process with one of the codes of `pgchroma.exit_codes`, without a traceback for expected errors."""
     output.begin()
+    # It logs every attempt to connect, beside the error that a command ends with; the server sets a level of its own.
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     try:
         code = command.main(args, prog_name=prog_name, standalone_mode=False)
     except BaseException as exc:  # noqa: BLE001 - the one place that turns whatever happens into an exit status

@@ -11,8 +11,9 @@ from psycopg.rows import class_row
 
 from pgchroma.errors import ConfigurationError, DatabaseNotReadyError
 from pgchroma.store import barrier, digests, migrations
-from pgchroma.store.connection import StoreSettings, conninfo, unprepared, unreachable
+from pgchroma.store.connection import StoreSettings, conninfo
 from pgchroma.store.digests import Digests
+from pgchroma.store.failures import unprepared, unreachable
 
 # Older points and drills are deleted; who restores to one has its file.
 KEPT_POINTS: Final = 200

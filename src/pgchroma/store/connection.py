@@ -25,11 +25,10 @@ from pgchroma.errors import (
     BusyError,
     ConfigurationError,
     ContentionError,
-    DatabaseNotReadyError,
     DatabaseUnreachableError,
     InvalidArgumentError,
 )
-from pgchroma.store import adapting, barrier, wire
+from pgchroma.store import adapting, barrier, failures, wire
 
 logger = logging.getLogger("pgchroma.store")
 
@@ -62,13 +61,6 @@ _VANISHED = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.InternalError_,
     psycopg.errors.DeadlockDetected,
-)
-# How PostgreSQL's messages name a table of a collection, see tables.py.
-_TABLES = '"pgchroma_data.'
-_UNPREPARED = (
-    psycopg.errors.UndefinedTable,
-    psycopg.errors.InvalidSchemaName,
-    psycopg.errors.InsufficientPrivilege,
 )
 # To try these again would end the same.
 _HOPELESS = (
@@ -193,32 +185,6 @@ def conninfo(database_url: str, settings: StoreSettings) -> str:
         ) from error
 
 
-def _reason(error: BaseException) -> str:
-    """Return what PostgreSQL says, without the further lines, which may quote ids."""
-    return str(error).strip().partition("\n")[0]
-
-
-def unreachable(error: BaseException) -> DatabaseUnreachableError:
-    """Return the error that stands for a lost or refused connection."""
-    return DatabaseUnreachableError(
-        f"PostgreSQL does not answer: {str(error).strip() or type(error).__name__}",
-        hint="check that PostgreSQL runs and that PGCHROMA_DATABASE_URL names it",
-    )
-
-
-def unprepared(error: BaseException) -> DatabaseNotReadyError:
-    """Return the error that stands for a missing catalog or missing rights on it, or for a collection without its tables."""
-    reason = _reason(error)
-    if _TABLES in reason and isinstance(error, psycopg.errors.UndefinedTable):
-        return DatabaseNotReadyError(
-            f"the tables of a collection are not there: {reason}",
-            hint="ask again; if it stays so, look at the database with `pgchroma verify`",
-        )
-    return DatabaseNotReadyError(
-        f"the database is not prepared: {reason}", hint="run `pgchroma db upgrade` as the owner"
-    )
-
-
 class Database:
     """A pool of connections that connects by itself, again and again, whenever PostgreSQL comes back."""
 
@@ -303,10 +269,19 @@ class Database:
             # A command has no watch, nor requests that could use up the pool, whose size counts a connection that is being tried.
             failed = bool(stats.get("connections_errors")) if self.watch is None else self.watch.is_down
             if failed or stats["pool_size"] < self.settings.pool_size:
-                raise unreachable(error) from error
+                raise failures.unreachable(await self._why() or error) from error
             raise self._busy("none became free in time") from error
         except PoolClosed as error:
-            raise unreachable(error) from error
+            raise failures.unreachable(error) from error
+
+    async def _why(self) -> BaseException | None:
+        """Return what PostgreSQL says to a command's own connection: the pool only logs what it said to its."""
+        if self.watch is None:
+            try:
+                await (await AsyncConnection.connect(self.conninfo)).close()
+            except psycopg.OperationalError as error:
+                return error
+        return None
 
     async def _is_away(self) -> bool:
         """Whether PostgreSQL is known to be away; what was so a second ago is looked at once more."""
@@ -332,11 +307,11 @@ class Database:
             except _VANISHED as error:
                 if attempt == MAX_READS:
                     raise self._explained(error) from error
-                logger.info("repeating a read: %s", _reason(error))
+                logger.info("repeating a read: %s", failures.reason(error))
             except psycopg.OperationalError as error:
                 if attempt > 1:
                     raise self._explained(error) from error
-                logger.info("repeating a read: %s", _reason(error))
+                logger.info("repeating a read: %s", failures.reason(error))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def write(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
@@ -358,7 +333,7 @@ class Database:
             except _RACES as error:
                 if attempt == MAX_ATTEMPTS:
                     raise self._lost(error) from error
-                logger.debug("write lost a race, attempt %d: %s", attempt, _reason(error))
+                logger.debug("write lost a race, attempt %d: %s", attempt, failures.reason(error))
                 pause = min(0.001 * 2**attempt, _LONGEST_PAUSE_SECONDS)
                 await asyncio.sleep(pause * np.random.default_rng().random())
             except _HOPELESS as error:
@@ -371,9 +346,9 @@ class Database:
 
     def _lost(self, error: psycopg.Error) -> Exception:
         if isinstance(error, psycopg.errors.UndefinedTable):
-            return unprepared(error)
+            return failures.unprepared(error)
         return ContentionError(
-            f"others wrote to the same at the same time, {MAX_ATTEMPTS} times in a row: {_reason(error)}",
+            f"others wrote to the same at the same time, {MAX_ATTEMPTS} times in a row: {failures.reason(error)}",
             hint="write again, with fewer writers to the same records",
         )
 
@@ -384,9 +359,7 @@ class Database:
                 "(PGCHROMA_STATEMENT_TIMEOUT_SECONDS) and was given up",
                 hint="send smaller batches, narrow the filter or ask for fewer results",
             )
-        if isinstance(error, _UNPREPARED):
-            return unprepared(error)
-        return unreachable(error) if isinstance(error, psycopg.OperationalError) else error
+        return failures.explained(error)
 
 
 def require_replicated(warnings: list[str | None]) -> None:

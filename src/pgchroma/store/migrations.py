@@ -9,7 +9,8 @@ import psycopg
 from psycopg import AsyncConnection, sql
 
 from pgchroma.errors import DatabaseNotReadyError
-from pgchroma.store.connection import Row, StoreSettings, conninfo, unreachable
+from pgchroma.store.connection import Row, StoreSettings, conninfo
+from pgchroma.store.failures import unreachable
 
 # Any number that nothing else in the database uses; it spells "pgch".
 UPGRADE_LOCK = 0x70676368

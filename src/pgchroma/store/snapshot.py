@@ -14,7 +14,8 @@ from psycopg import sql
 
 from pgchroma.errors import DatabaseNotReadyError
 from pgchroma.store import metadata, tables, text
-from pgchroma.store.connection import StoreSettings, conninfo, unprepared, unreachable
+from pgchroma.store.connection import StoreSettings, conninfo
+from pgchroma.store.failures import unprepared, unreachable
 from pgchroma.types import Collection, Record
 
 PAGE_RECORDS = 2_000

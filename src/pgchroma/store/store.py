@@ -15,6 +15,7 @@ from pgchroma.store import (
     barrier,
     catalog,
     deletions,
+    failures,
     fork,
     migrations,
     operations,
@@ -81,9 +82,9 @@ class Store:
             async with self._database.connection(timeout_seconds) as connection:
                 await migrations.check(connection)
         except psycopg.errors.InsufficientPrivilege as error:
-            raise connections.unprepared(error) from error
+            raise failures.unprepared(error) from error
         except psycopg.OperationalError as error:
-            raise connections.unreachable(error) from error
+            raise failures.unreachable(error) from error
 
     def watch(self, *, with_tokens: bool) -> Watch:
         """Return a watch over PostgreSQL that requests go by from now on; the caller runs it."""
@@ -120,7 +121,7 @@ class Store:
                     connection.warnings.clear()
                 connections.require_replicated(connection.warnings)
         except psycopg.OperationalError as error:
-            raise connections.unreachable(error) from error
+            raise failures.unreachable(error) from error
 
     # Tenants and databases
 
@@ -350,7 +351,7 @@ class Store:
                 async for records in reads.iter_records(connection, collection, after_seq, page):
                     yield records
         except psycopg.OperationalError as error:
-            raise connections.unreachable(error) from error
+            raise failures.unreachable(error) from error
 
     async def status(self) -> list[CollectionStatus]:
         """Return every collection with its rows, tail and indexes."""

@@ -14,8 +14,7 @@ from typing import TypeVar
 import psycopg
 
 from pgchroma.errors import DatabaseUnreachableError, PgchromaError
-from pgchroma.store import connection as connections
-from pgchroma.store import tokens
+from pgchroma.store import failures, tokens
 from pgchroma.store.connection import Connection
 from pgchroma.store.tokens import Token
 
@@ -72,7 +71,7 @@ class Watch:
                 except PgchromaError as error:
                     self._problem = error
                 except psycopg.Error as error:
-                    self._problem = connections.unprepared(error)
+                    self._problem = failures.unprepared(error)
                 for future in waiting:
                     if not future.done():
                         future.set_result(None)
@@ -99,8 +98,8 @@ class Watch:
             if self._connection is None or isinstance(error, psycopg.OperationalError):
                 self._note(is_down=True)
             if isinstance(error, TimeoutError):
-                raise connections.unreachable(TimeoutError(f"no answer in {seconds:g} s")) from error
-            raise connections.unreachable(error) from error
+                raise failures.unreachable(TimeoutError(f"no answer in {seconds:g} s")) from error
+            raise failures.unreachable(error) from error
         self._note(is_down=False)
         return result
 

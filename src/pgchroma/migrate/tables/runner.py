@@ -28,7 +28,8 @@ from pgchroma.migrate.tables.inspect_rows import Finding, inspect, require_fitti
 from pgchroma.migrate.tables.load import load
 from pgchroma.migrate.tables.mapping import Mapping
 from pgchroma.migrate.tables.source import Database
-from pgchroma.store.connection import StoreSettings, conninfo, unreachable
+from pgchroma.store.connection import StoreSettings, conninfo
+from pgchroma.store.failures import unreachable
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 KIND = "tables"
