@@ -26,6 +26,12 @@ class ConfigurationError(PgchromaError):
     exit_code = ExitCode.CONFIGURATION
 
 
+class UsageError(ConfigurationError):
+    """An option or argument of a command that makes no sense."""
+
+    exit_code = ExitCode.USAGE
+
+
 class DatabaseUnreachableError(PgchromaError):
     """PostgreSQL does not answer or refuses the login."""
 
@@ -90,6 +96,8 @@ class InvalidDimensionError(StoreError):
 
 class NotFoundError(StoreError):
     """A tenant, database or collection that does not exist."""
+
+    exit_code = ExitCode.USAGE
 
 
 class AlreadyExistsError(StoreError):

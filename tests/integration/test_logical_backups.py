@@ -1,9 +1,11 @@
 """`pgchroma backup dump` and `load`: bit for bit, whatever is interrupted, damaged or in the way."""
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from pgchroma.backup import container, dump, load
 from pgchroma.backup.dump import Scope
 from pgchroma.errors import (
     ConfigurationError,
-    InvalidArgumentError,
+    DatabaseUnreachableError,
     NotFoundError,
     RefusedError,
     SourceError,
+    UsageError,
     VerificationError,
 )
+from pgchroma.exit_codes import ExitCode
 from pgchroma.migrate.digest import record_digest
 from pgchroma.store import Store, backups, builds, dumps, kinds, loads, segments, sketches, sparse, tables
 from pgchroma.store.segments import Segment
@@ -60,6 +64,10 @@ def take(
         folder,
         **{"with_tokens": False, "advance": ignore, **options},
     )
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 async def bring(url: str, folder: Path, **options: Any) -> load.Loaded:
@@ -310,8 +318,30 @@ class TestInTheWay:
         for name in ("a/b/c/d", "/x", ""):
             with pytest.raises(ConfigurationError, match="does not fit"):
                 await bring(database_url, dumped, rename=name)
-        with pytest.raises(InvalidArgumentError, match="--as"):
-            await bring(database_url, dumped, rename="a b")
+        # What the server would not create, at any place.
+        for name in (
+            "a b",
+            "..",
+            "ab/notes",
+            "elsewhere/x/notes",
+            "elsewhere/a b/notes",
+            "../elsewhere/notes",
+        ):
+            with pytest.raises(UsageError, match=r"--as '.*Expected a name|--as '.*at least 3 characters"):
+                await bring(database_url, dumped, rename=name)
+        outcome = pgchroma("backup", "load", dumped, "--as", "..", "--database-url", database_url)
+        assert outcome.code == ExitCode.USAGE
+        assert "give another name" in outcome.stderr
+
+    async def test_a_tenant_that_nobody_could_ask_for_is_not_loaded(
+        self, own_store: Store, database_url: str, tmp_path: Path
+    ) -> None:
+        await fill(own_store, rows=10)
+        take(database_url, tmp_path / "tenant")
+        for name in ("..", ".", "x"):
+            with pytest.raises(UsageError, match="at least 3 characters"):
+                await bring(database_url, tmp_path / "tenant", rename=name)
+        assert [item.tenant for item in await own_store.list_collections()] == [DEFAULT_TENANT]
 
     async def test_a_dry_run_writes_nothing(self, own_store: Store, database_url: str, dumped: Path) -> None:
         outcome = pgchroma(
@@ -367,6 +397,24 @@ class TestDamage:
     async def test_a_missing_chunk(self, own_store: Store, database_url: str, dumped: Path) -> None:
         (dumped / "c00001/000001.zst").unlink()
         await self.refused(own_store, database_url, dumped, r"000001\.zst .*No such file")
+
+    async def test_a_file_that_may_not_be_read_is_not_called_damaged(
+        self, own_store: Store, database_url: str, dumped: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def forbidden(path: Path, *_: object, **__: object) -> bytes:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        manifest = container.read_manifest(dumped)
+        (entry,) = manifest.collections
+        monkeypatch.setattr(Path, "read_bytes", forbidden)
+        monkeypatch.setattr(Path, "open", forbidden)
+        for read in (
+            lambda: container.check_chunk(dumped, entry.chunks[0], entry),
+            lambda: container.read_manifest(dumped),
+        ):
+            with pytest.raises(SourceError, match="cannot be read: Permission denied") as caught:
+                read()
+            assert "a user that may read it" in caught.value.hint
 
     async def test_a_changed_manifest(self, own_store: Store, database_url: str, dumped: Path) -> None:
         manifest = dumped / container.MANIFEST
@@ -631,12 +679,68 @@ async def test_folders_that_hold_something_else_are_refused(
     take(database_url, tmp_path / "d")
     with pytest.raises(RefusedError, match="finished dump"):
         take(database_url, tmp_path / "d")
-    with pytest.raises(NotFoundError, match="default_tenant/default_database/nothing does not exist"):
-        take(database_url, tmp_path / "e", DEFAULT_DATABASE, "nothing")
+    chunk = (tmp_path / "d/c00001/000001.zst").read_bytes()
+    (tmp_path / "e/c00001").mkdir(parents=True)
+    (tmp_path / "e/c00001/000001.zst").write_bytes(chunk)
+    container.Journal(tmp_path / "e").start([{"format": container.FORMAT, "scope": {"tenant": "other"}}])
     with pytest.raises(RefusedError, match="of something else"):
         take(database_url, tmp_path / "e", DEFAULT_DATABASE, "notes")
     with pytest.raises(ConfigurationError, match="without its database"):
         take(database_url, tmp_path / "f", None, "notes")
+
+
+@pytest.mark.parametrize("scope", [("nowhere", None), (DEFAULT_DATABASE, "nothing")])
+async def test_a_mistyped_name_leaves_nothing_in_the_way(
+    own_store: Store, database_url: str, tmp_path: Path, scope: tuple[str, str | None]
+) -> None:
+    await fill(own_store, rows=10)
+    with pytest.raises(NotFoundError, match=f"{'/'.join(filter(None, scope))} does not exist"):
+        take(database_url, tmp_path / "new/d", *scope)
+    assert names_in(tmp_path) == []
+    (tmp_path / "there").mkdir()
+    outcome = pgchroma(
+        "backup", "dump", tmp_path / "there", "--tenant", "nobody", "--database-url", database_url
+    )
+    assert outcome.code == ExitCode.USAGE
+    assert names_in(tmp_path / "there") == []
+    take(database_url, tmp_path / "there", DEFAULT_DATABASE, "notes")
+
+
+async def test_a_dump_without_a_database_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnreachableError):
+        take(f"postgresql:///x?host={tmp_path}", tmp_path / "d")
+    assert names_in(tmp_path) == []
+
+
+async def test_a_dump_that_wrote_only_its_name_is_in_nobodys_way(
+    own_store: Store, database_url: str, tmp_path: Path
+) -> None:
+    await fill(own_store, rows=10)
+    container.Journal(tmp_path / "d").start([{"format": container.FORMAT, "scope": {"tenant": "mistyped"}}])
+    assert take(database_url, tmp_path / "d", DEFAULT_DATABASE, "notes").manifest.records == 10
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"), [(errno.ENOSPC, "make room"), (errno.EDQUOT, "make room"), (errno.EACCES, "write to")]
+)
+async def test_a_place_that_cannot_be_written_to_is_told_with_what_helps(
+    own_store: Store,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    hint: str,
+) -> None:
+    await fill(own_store, rows=10)
+
+    def fails(**_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(tempfile, "mkstemp", fails)
+    with pytest.raises(ConfigurationError, match=os.strerror(code)) as caught:
+        take(database_url, tmp_path / "d")
+    assert hint in caught.value.hint
+    assert names_in(tmp_path) == []
 
 
 async def test_two_dumps_do_not_write_into_one_folder(

@@ -27,6 +27,7 @@ _HEADER: Final = struct.Struct("<8sIQQ")
 _LEVEL: Final = 1
 # A dump holds everything the collections do, and hashes of tokens.
 _MODE: Final = 0o600
+_READER: Final = "run it as a user that may read it; a dump belongs to the one that made it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def write_chunk(folder: Path, file: str, chunk: Chunk) -> ChunkEntry:
 
 
 def read_chunk(folder: Path, entry: ChunkEntry, collection: CollectionEntry) -> Chunk:
-    """Return a chunk; SourceError, naming file and collection, when it is missing, cut short or changed."""
+    """Return a chunk; SourceError, naming file and collection, when it is missing, cut short, changed or not to be read."""
 
     def damaged(reason: str) -> SourceError:
         return SourceError(
@@ -144,6 +145,11 @@ def read_chunk(folder: Path, entry: ChunkEntry, collection: CollectionEntry) -> 
 
     try:
         packed = (folder / entry.file).read_bytes()
+    except PermissionError as error:
+        raise SourceError(
+            f"chunk {entry.file} of collection {collection.path} cannot be read: {error.strerror}",
+            hint=_READER,
+        ) from error
     except OSError as error:
         raise damaged(error.strerror or "it cannot be read") from error
     if len(packed) != entry.bytes:
@@ -200,6 +206,8 @@ def read_manifest(folder: Path) -> Manifest:
             if unfinished
             else "name the folder that `pgchroma backup dump` wrote",
         ) from error
+    except PermissionError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}", hint=_READER) from error
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{path} cannot be read: {error}", hint="take another copy of the dump, or dump again"

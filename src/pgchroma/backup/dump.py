@@ -1,9 +1,9 @@
 """Dumping collections into a folder, in one snapshot; an interrupted dump is continued and is then as consistent as a fresh one."""
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ import pgchroma
 from pgchroma.backup import container, state
 from pgchroma.backup.container import ChunkEntry, CollectionEntry, Journal, Manifest
 from pgchroma.errors import ConfigurationError, NotFoundError, RefusedError
-from pgchroma.store import StoreSettings, dumps
+from pgchroma.store import StoreSettings, dumps, failures
 from pgchroma.store.connection import conninfo
 from pgchroma.store.dumps import Catalogued, Snapshot
-from pgchroma.store.failures import unprepared, unreachable
 
 Advance = Callable[[int], None]
 
@@ -65,16 +64,20 @@ def dump(database_url: str, scope: Scope, folder: Path, *, with_tokens: bool, ad
         return _dump(database_url, scope, folder, with_tokens=with_tokens, advance=advance)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Make the folder, and hold its lock: two dumps would write chunks under the same names."""
+    """Make the folder, and hold its lock: two dumps would write chunks under the same names.
+
+    What it made is removed again when the dump fails before it has written anything there.
+    """
+    made: list[Path] = []
     try:
+        made += (path for path in (folder, *folder.parents) if not path.exists())
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot use {folder}: {error.strerror}", hint="name a folder that can be written to"
-        ) from error
+        _remove_empty(made)
+        raise _unusable(folder, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,13 +85,31 @@ def _alone(folder: Path) -> Iterator[None]:
             raise RefusedError(
                 f"another dump writes to {folder}", hint="wait until it has ended, or name another folder"
             ) from error
-        yield
+        try:
+            yield
+        except BaseException:
+            _remove_empty(made)
+            raise
     finally:
         os.close(descriptor)
 
 
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, up to one that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _unusable(folder: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot use {folder}: {error.strerror}",
+        hint=state.remedy(error, "name a folder that can be written to"),
+    )
+
+
 def _dump(database_url: str, scope: Scope, folder: Path, *, with_tokens: bool, advance: Advance) -> Dumped:
-    journal = _prepare(folder, scope)
+    journal, is_begun = _examine(folder, scope)
     settings = StoreSettings(statement_timeout_seconds=0, application_name="pgchroma backup dump")
     try:
         with Snapshot(conninfo(database_url, settings)) as snapshot:
@@ -98,6 +119,8 @@ def _dump(database_url: str, scope: Scope, folder: Path, *, with_tokens: bool, a
                 raise NotFoundError(
                     f"{scope.path} does not exist", hint="see `pgchroma status` for what there is"
                 )
+            if not is_begun:
+                journal.start([_head(scope)])
             earlier = _still_true(snapshot, folder, catalogued, journal)
             found = [
                 _collection(snapshot, folder, number, item, earlier.get(item.id, []), journal, advance)
@@ -111,12 +134,8 @@ def _dump(database_url: str, scope: Scope, folder: Path, *, with_tokens: bool, a
                 snapshot.tokens(scope.tenant) if with_tokens else [],
                 found,
             )
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise unprepared(error) from error
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise unprepared(error) from error
-    except psycopg.OperationalError as error:
-        raise unreachable(error) from error
+    except psycopg.Error as error:
+        raise failures.explained(error) from error
     except OSError as error:
         raise ConfigurationError(
             f"cannot write to {folder}: {error.strerror}",
@@ -127,31 +146,32 @@ def _dump(database_url: str, scope: Scope, folder: Path, *, with_tokens: bool, a
     return Dumped(manifest, sum(entry["chunk"]["rows"] for entries in earlier.values() for entry in entries))
 
 
-def _prepare(folder: Path, scope: Scope) -> Journal:
+def _head(scope: Scope) -> dict[str, Any]:
+    return {"format": container.FORMAT, "scope": asdict(scope)}
+
+
+def _examine(folder: Path, scope: Scope) -> tuple[Journal, bool]:
+    """Return the folder's journal, and whether it is of an attempt at the same dump; writes nothing yet."""
     journal = Journal(folder)
-    begun = next(journal.read(), None)
     try:
+        begun = list(journal.read())
         names = {item.name for item in folder.iterdir()}
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot use {folder}: {error.strerror}", hint="name a folder that can be written to"
-        ) from error
+        raise _unusable(folder, error) from error
     if container.MANIFEST in names:
         raise RefusedError(
             f"{folder} holds a finished dump already", hint="name another folder, or remove it"
         )
-    if begun is None:
-        if names - {container.JOURNAL}:
-            raise RefusedError(
-                f"{folder} is not empty", hint="name an empty folder or one that does not exist"
-            )
-        journal.start([{"format": container.FORMAT, "scope": asdict(scope)}])
-    elif begun != {"format": container.FORMAT, "scope": asdict(scope)}:
+    written = names - {container.JOURNAL}
+    if not begun and written:
+        raise RefusedError(f"{folder} is not empty", hint="name an empty folder or one that does not exist")
+    # One that has written nothing but its name keeps nobody from another dump.
+    if begun and begun[0] != _head(scope) and (written or len(begun) > 1):
         raise RefusedError(
             f"{folder} holds an unfinished dump of something else",
             hint="finish that one, or name another folder",
         )
-    return journal
+    return journal, bool(begun) and begun[0] == _head(scope)
 
 
 def _still_true(

@@ -11,7 +11,7 @@ import psycopg
 
 from pgchroma.backup import container
 from pgchroma.backup.container import CollectionEntry, Manifest
-from pgchroma.errors import ConfigurationError, RefusedError, VerificationError
+from pgchroma.errors import InvalidArgumentError, RefusedError, UsageError, VerificationError
 from pgchroma.store import Store, StoreSettings, backups, barrier, dumps, loads, names
 from pgchroma.store.connection import conninfo
 from pgchroma.store.dumps import Catalogued, Snapshot
@@ -85,7 +85,11 @@ def check(folder: Path, manifest: Manifest, advance: Advance) -> None:
 
 
 def renamed(manifest: Manifest, rename: str | None) -> Callable[[str, str, str], tuple[str, str, str]]:
-    """Return where a tenant's, database's and collection's names lead under `--as`; ConfigurationError when it does not fit the dump."""
+    """Return where a tenant's, database's and collection's names lead under `--as`.
+
+    Raises:
+        UsageError: it does not fit the dump, or names what no client could create or ask for.
+    """
     scope = manifest.scope
     depth = 1 + (scope.get("database") is not None) + (scope.get("collection") is not None)
     if rename is None:
@@ -93,12 +97,15 @@ def renamed(manifest: Manifest, rename: str | None) -> Callable[[str, str, str],
     parts = rename.split("/")
     if len(parts) > depth or not all(parts):
         shape = "/".join(("tenant", "database", "name")[:depth])
-        raise ConfigurationError(
+        raise UsageError(
             f"--as {rename!r} does not fit a dump of {'/'.join(v for v in scope.values() if v)}",
             hint=f"give {shape}, or only its last part",
         )
-    if depth == 3:
-        names.require(parts[-1], "--as: ")
+    dumped = (scope.get("tenant"), scope.get("database"), scope.get("collection"))
+    for place in range(depth - len(parts), depth):
+        name = parts[place - depth]
+        if name != dumped[place]:
+            _require_name(rename, name, is_tenant=place == 0)
 
     def where(tenant: str, database: str, name: str) -> tuple[str, str, str]:
         path = [tenant, database, name]
@@ -106,6 +113,15 @@ def renamed(manifest: Manifest, rename: str | None) -> Callable[[str, str, str],
         return path[0], path[1], path[2]
 
     return where
+
+
+def _require_name(rename: str, name: str, *, is_tenant: bool) -> None:
+    """Raise UsageError unless the server would create a tenant, or a database or collection, of that name."""
+    try:
+        # Neither can be . or .., which clients and proxies resolve in the path of a URL.
+        (names.require_tenant if is_tenant else names.require)(name)
+    except InvalidArgumentError as error:
+        raise UsageError(f"--as {rename!r}: {error.message}", hint="give another name") from error
 
 
 async def targets(store: Store, manifest: Manifest, rename: str | None, policy: Policy) -> list[Target]:

@@ -1,6 +1,7 @@
 """The files below the state directory: the digests of each restore point and the receipts of the drills, each also as latest.json."""
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -21,6 +22,7 @@ DRILL_FORMAT: Final = "pgchroma-restore-drill/1"
 _FILE_MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
 _KEPT_FILES: Final = 200
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def now() -> datetime:
@@ -48,8 +50,15 @@ def write_atomically(path: Path, text: str, mode: int = _FILE_MODE) -> None:
     except OSError as error:
         raise ConfigurationError(
             f"cannot write {path}: {error.strerror}",
-            hint="name a directory that this user can write to, or run the command as postgres",
+            hint=remedy(
+                error, "name a directory that this user can write to, or run the command as postgres"
+            ),
         ) from error
+
+
+def remedy(error: OSError, otherwise: str) -> str:
+    """Return what helps against an error of a file system: room where it is full, or what helps against anything else."""
+    return "make room there, or name another place" if error.errno in _FULL else otherwise
 
 
 def sync_directory(directory: Path) -> None:

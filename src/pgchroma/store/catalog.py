@@ -54,8 +54,7 @@ def collection_of(row: Row) -> Collection:
 
 async def create_tenant(connection: Connection, name: str) -> None:
     """Create a tenant."""
-    if len(name) < 3:
-        raise InvalidArgumentError("Validation error: name: Tenant name must be at least 3 characters long")
+    names.require_tenant(name, "Validation error: name: ")
     cursor = await connection.execute(
         "INSERT INTO pgchroma.tenants (name) VALUES (%s) ON CONFLICT DO NOTHING", [text.encode(name)]
     )
