@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -589,6 +590,74 @@ class TestInterrupted:
         )
         assert outcome.json == {"discarded": ["default_tenant/default_database/copy"]}
         require_whole(database_url)
+
+
+class TestAtWork:
+    @pytest.fixture
+    async def loading(self, own_store: Store, database_url: str, tmp_path: Path) -> AsyncIterator[Any]:
+        """A load that waits behind its first chunk; what it returns goes on with it."""
+        await fill(own_store)
+        take(database_url, tmp_path / "d", DEFAULT_DATABASE, "notes")
+        begun, let_go = threading.Event(), threading.Event()
+
+        def advance(records: int) -> None:
+            if records:
+                begun.set()
+                let_go.wait(60)
+
+        def run() -> load.Loaded:
+            return asyncio.run(load.load(database_url, tmp_path / "d", rename="copy", advance=advance))
+
+        # In a thread and a loop of its own, as another process would.
+        task = asyncio.create_task(asyncio.to_thread(run))
+        assert await asyncio.to_thread(begun.wait, 60)
+
+        async def go_on() -> load.Loaded:
+            let_go.set()
+            return await task
+
+        yield go_on
+        let_go.set()
+        await asyncio.wait([task])
+
+    async def test_a_load_at_work_is_not_discarded(
+        self, loading: Any, own_store: Store, database_url: str, tmp_path: Path
+    ) -> None:
+        command = ("backup", "load", tmp_path / "d", "--discard", "--database-url", database_url)
+        outcome = pgchroma(*command)
+        assert outcome.code == ExitCode.REFUSED, outcome.stderr
+        assert "a load of this dump is at work" in outcome.stderr
+        assert "wait until it has ended, or stop it" in outcome.stderr
+        assert (await loading()).records == ROWS - 1
+        assert await own_store.count((await named(own_store, "copy")).id) == ROWS - 1
+        assert pgchroma(*command, "--format", "json").json == {"discarded": []}
+
+    async def test_the_same_is_not_loaded_twice_at_a_time(
+        self, loading: Any, own_store: Store, database_url: str, tmp_path: Path
+    ) -> None:
+        for policy in ("fail", "replace"):
+            with pytest.raises(
+                RefusedError, match="to default_tenant/default_database/copy is at work already"
+            ):
+                await bring(database_url, tmp_path / "d", rename="copy", policy=policy)
+        # Another place has nothing to do with it.
+        assert (await bring(database_url, tmp_path / "d", rename="third")).records == ROWS - 1
+        assert (await loading()).continued == 0
+        assert await own_store.count((await named(own_store, "copy")).id) == ROWS - 1
+        require_whole(database_url)
+
+    async def test_a_load_whose_locks_are_lost_shows_nothing(
+        self, loading: Any, own_store: Store, database_url: str
+    ) -> None:
+        with psycopg.connect(database_url) as connection:
+            ended = connection.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' "
+                "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            ).fetchone()
+        assert ended == (1,)
+        with pytest.raises(DatabaseUnreachableError):
+            await loading()
+        assert await own_store.find_collection(DEFAULT_TENANT, DEFAULT_DATABASE, "copy") is None
 
 
 async def test_a_dump_shows_one_moment_although_writes_go_on(

@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
 import psycopg
+from psycopg import AsyncConnection
 
 from pgchroma.backup import container
 from pgchroma.backup.container import CollectionEntry, Manifest
 from pgchroma.errors import InvalidArgumentError, RefusedError, UsageError, VerificationError
-from pgchroma.store import Store, StoreSettings, backups, barrier, dumps, loads, names
+from pgchroma.store import Store, StoreSettings, barrier, dumps, load_locks, loads, names
 from pgchroma.store.connection import conninfo
 from pgchroma.store.dumps import Catalogued, Snapshot
 from pgchroma.store.failures import unreachable
@@ -20,6 +21,8 @@ from pgchroma.store.loads import Load
 
 Policy: TypeAlias = Literal["fail", "replace", "merge"]
 Advance = Callable[[int], None]
+# From a dumped tenant, database and collection to where they go.
+Where: TypeAlias = Callable[[str, str, str], tuple[str, str, str]]
 _PATIENCE_SECONDS = 600.0
 
 
@@ -84,7 +87,7 @@ def check(folder: Path, manifest: Manifest, advance: Advance) -> None:
             advance(chunk.rows)
 
 
-def renamed(manifest: Manifest, rename: str | None) -> Callable[[str, str, str], tuple[str, str, str]]:
+def renamed(manifest: Manifest, rename: str | None) -> Where:
     """Return where a tenant's, database's and collection's names lead under `--as`.
 
     Raises:
@@ -168,10 +171,11 @@ async def load(
 
     Raises:
         SourceError: the dump is incomplete or damaged; nothing was loaded.
-        RefusedError: the policy is `fail` and a collection is there; nothing was loaded.
+        RefusedError: the policy is `fail` and a collection is there, or another load of the dump is at work; nothing was loaded.
         VerificationError: what was loaded is not what the dump holds; it was discarded.
     """
     manifest = container.read_manifest(folder)
+    where = renamed(manifest, rename)
     check(folder, manifest, lambda _: None)
     settings = StoreSettings(
         pool_size=2,
@@ -182,26 +186,33 @@ async def load(
     done = Loaded(records=manifest.records)
     async with await Store.open(database_url, settings) as store:
         await store.check_ready(10.0)
-        going = await targets(store, manifest, rename, policy)
-        staged: list[tuple[Load, Target]] = []
-        for target in going:
-            if target.merging:
-                await _merge(store, folder, manifest, target, done, advance)
-            else:
-                staged.append((await _stage(store, folder, manifest, target, done, advance), target))
-        for begun, target in staged:
-            try:
-                await asyncio.to_thread(_compare, database_url, settings, begun, target)
-            except VerificationError:
-                async with store.transaction() as connection:
-                    await loads.discard(connection, begun)
-                raise
-        where = renamed(manifest, rename)
-        places = [where(str(manifest.scope["tenant"]), name, "")[:2] for name in manifest.databases]
-        tokens = manifest.tokens if with_tokens else []
-        await _publish(database_url, staged, places, tokens, done)
-        await _tidy(store)
+        async with load_locks.loading(database_url, manifest.digest, _place(manifest, where)) as session:
+            going = await targets(store, manifest, rename, policy)
+            staged: list[tuple[Load, Target]] = []
+            for target in going:
+                if target.merging:
+                    await _merge(store, folder, manifest, target, done, advance)
+                else:
+                    staged.append((await _stage(store, folder, manifest, target, done, advance), target))
+            for begun, target in staged:
+                try:
+                    await asyncio.to_thread(_compare, database_url, settings, begun, target)
+                except VerificationError:
+                    async with store.transaction() as connection:
+                        await loads.discard(connection, begun)
+                    raise
+            places = [where(str(manifest.scope["tenant"]), name, "")[:2] for name in manifest.databases]
+            tokens = manifest.tokens if with_tokens else []
+            await _publish(session, staged, places, tokens, done)
+            await _tidy(store)
     return done
+
+
+def _place(manifest: Manifest, where: Where) -> str:
+    """Return where a whole dump goes; two loads of the same go to the same place or have nothing in common."""
+    dumped = [name for key in ("tenant", "database", "collection") if (name := manifest.scope.get(key))]
+    tenant, database, collection = [*dumped, "", ""][:3]
+    return "/".join(where(tenant, database, collection)[: len(dumped)])
 
 
 def _begun(manifest: Manifest, target: Target) -> Load:
@@ -286,24 +297,23 @@ def _compare(database_url: str, settings: StoreSettings, begun: Load, target: Ta
 
 
 async def _publish(
-    database_url: str,
+    session: AsyncConnection[Any],
     staged: Sequence[tuple[Load, Target]],
     places: Sequence[tuple[str, str]],
     tokens: Sequence[dict[str, Any]],
     done: Loaded,
 ) -> None:
-    """Show everything at once: databases without collections and tokens too."""
-    connection: Any
+    """Show everything at once, databases without collections and tokens too, in the session that holds the load's locks."""
+    connection: Any = session
     try:
-        async with await backups.connect(database_url, "pgchroma backup load") as connection:
-            # Without it a write could still go to tables that were just replaced.
-            await barrier.hold_to_commit(connection, _PATIENCE_SECONDS)
-            published = await loads.publish(
-                connection, [(begun, target.source()) for begun, target in staged], places
-            )
-            done.replaced = sum(item.replaced is not None for item in published)
-            done.tokens = await loads.add_tokens(connection, tokens, places[0][0])
-            await connection.commit()
+        # Without it a write could still go to tables that were just replaced.
+        await barrier.hold_to_commit(connection, _PATIENCE_SECONDS)
+        published = await loads.publish(
+            connection, [(begun, target.source()) for begun, target in staged], places
+        )
+        done.replaced = sum(item.replaced is not None for item in published)
+        done.tokens = await loads.add_tokens(connection, tokens, places[0][0])
+        await connection.commit()
     except psycopg.OperationalError as error:
         raise unreachable(error) from error
 
@@ -325,13 +335,20 @@ async def preview(database_url: str, folder: Path, rename: str | None, policy: P
 
 
 async def discard(database_url: str, folder: Path) -> list[str]:
-    """Drop what unfinished loads of a dump have written and not shown yet; return where they were to go."""
+    """Drop what unfinished loads of a dump have written and not shown yet; return where they were to go.
+
+    Raises:
+        RefusedError: such a load is at work; nothing was discarded.
+    """
     manifest = container.read_manifest(folder)
     gone = []
     settings = replace(StoreSettings(), pool_size=1, application_name="pgchroma backup load")
     async with await Store.open(database_url, settings) as store:
         await store.check_ready(10.0)
-        async with store.transaction() as connection:
+        async with (
+            load_locks.discarding(database_url, manifest.digest),
+            store.transaction() as connection,
+        ):
             for found in await loads.unfinished(connection):
                 if found.dump_digest == manifest.digest:
                     await loads.discard(connection, found)
