@@ -11,8 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pgchroma.backup import record
+from pgchroma.exit_codes import ExitCode
 from pgchroma.store import Store, backups, gauges
 from support.command import Outcome, pgchroma
+from support.postgres import Databases
 
 RECORDED = Path(__file__).parents[1] / "fixtures/pgbackrest/info.json"
 
@@ -65,7 +67,7 @@ def test_each_format_says_the_same(status: Any, database_url: str, tmp_path: Pat
     outcome = status("--format", "nagios")
     assert outcome.code == 2
     assert outcome.stdout.startswith("PGCHROMA BACKUP CRITICAL - archiving: archive_mode is off; ")
-    target = tmp_path / "out/pgchroma.prom"
+    target = tmp_path / "pgchroma.prom"
     outcome = status("--format", "prometheus", "--output", target)
     assert (outcome.code, outcome.stdout) == (0, "")
     assert target.stat().st_mode & 0o777 == 0o644
@@ -79,6 +81,25 @@ def test_a_database_that_is_down_is_critical_but_the_rest_is_told(status: Any, t
     assert outcome.code == 2
     assert "database: PostgreSQL does not answer" in outcome.stdout
     assert "repo1_full_age=" in outcome.stdout
+
+
+def test_a_database_that_refuses_something_is_told_with_its_remedy(
+    status: Any, database_url: str, databases: Databases
+) -> None:
+    with databases.fresh(migrated=False) as url:
+        found = {item["id"]: item for item in status("--format", "json", url=url).json["checks"]}
+    assert "the database is not prepared" in found["database"]["detail"]
+    assert "pgchroma db upgrade" in found["database"]["hint"]
+
+
+def test_a_mistyped_folder_of_the_output_is_not_made(status: Any, tmp_path: Path) -> None:
+    target = tmp_path / "typo/pgchroma.prom"
+    outcome = status("--format", "prometheus", "--output", target)
+    assert outcome.code == ExitCode.CONFIGURATION
+    assert f"there is no folder {target.parent}" in outcome.stderr
+    assert not target.parent.exists()
+    outcome = status("--format", "nagios", "--output", target)
+    assert (outcome.code, outcome.stdout[:24]) == (3, "PGCHROMA BACKUP UNKNOWN ")
 
 
 def test_wrong_settings_are_unknown_to_nagios(tmp_path: Path) -> None:

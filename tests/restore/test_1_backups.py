@@ -112,6 +112,28 @@ def test_metrics_are_written_for_node_exporter(host: Host, cluster: Cluster) -> 
     assert float(exposure.split(":")[1].split()[0]) <= 3.0, exposure
 
 
+def test_root_asks_for_the_state_of_backups_as_the_documents_say(host: Host, cluster: Cluster) -> None:
+    """docs/MONITORING.md and the runbook of backups: pgchroma itself is in nobody's path, and root is nobody to PostgreSQL."""
+    shown = host.run("pgchroma-postgres backup status")
+    assert shown.rc == 0, shown.stdout + shown.stderr
+    assert "repository-1-newest" in shown.stdout
+    told = host.run("pgchroma-postgres backup status --format nagios")
+    assert told.rc in (0, 1), told.stdout + told.stderr
+    assert told.stdout.startswith("PGCHROMA BACKUP "), told.stdout
+    checks = {
+        item["id"]: item["status"]
+        for item in json.loads(host.check_output("pgchroma-postgres backup status --format json"))["checks"]
+    }
+    assert "database" not in checks
+    assert [checks[f"repository-{number}"] for number in (1, 2, 3)] == ["ok"] * 3
+    recorded = json.loads(host.check_output("pgchroma-postgres backup record-digests --format json"))
+    assert recorded["archived"] is True
+    assert host.file(f"{STATE}/digests/{recorded['point']}.json").user == "postgres"
+    refused = host.run("runuser -u nobody -- /usr/local/sbin/pgchroma-postgres backup status")
+    assert refused.rc == 3
+    assert "sudo pgchroma-postgres backup status" in refused.stderr
+
+
 def restored_beside(cluster: Cluster, number: int) -> int:
     """Restore the end of a repository's archive beside the cluster; return how many rows came back."""
     cluster.sql("SELECT pg_switch_wal()")

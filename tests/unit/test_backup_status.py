@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,6 +16,7 @@ from pgchroma.backup.pgbackrest import Repository
 from pgchroma.backup.status import Facts, Limits, Thresholds, age, judge
 from pgchroma.errors import ConfigurationError
 from pgchroma.exit_codes import NagiosCode
+from pgchroma.store import failures
 from pgchroma.store.backups import Archiver, StoredPoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/pgbackrest"
@@ -52,6 +54,17 @@ def facts(seconds_later: float = 60, **changes: object) -> Facts:
     for name, value in changes.items():
         setattr(found, name, value)
     return found
+
+
+def test_the_remedy_of_a_refused_login_is_another_user() -> None:
+    refused = failures.unreachable(
+        psycopg.OperationalError('FATAL:  Peer authentication failed for user "postgres"')
+    )
+    found = facts(archiver=None, database_error=refused.message, database_remedy=refused.hint)
+    (told,) = (item for item in judge(found, Thresholds()) if item.id == "database")
+    assert "refuses the login" in told.detail
+    assert "pgchroma-postgres" in told.hint
+    assert "start PostgreSQL" not in told.hint
 
 
 def failed(found: Facts, thresholds: Thresholds | None = None) -> dict[str, str]:

@@ -11,7 +11,7 @@ import psycopg
 from pgchroma.backup import pgbackrest, state
 from pgchroma.backup.pgbackrest import Repository
 from pgchroma.errors import PgchromaError
-from pgchroma.store import backups
+from pgchroma.store import backups, failures
 from pgchroma.store.backups import Archiver, StoredPoint
 from pgchroma.verify.checks import Check, check
 
@@ -55,6 +55,7 @@ class Facts:
     archiver: Archiver | None = None
     point: StoredPoint | None = None
     database_error: str = ""
+    database_remedy: str = ""
     drills: list[dict[str, Any]] = field(default_factory=list)
     drill_error: str = ""
     first_backups: dict[int, float] = field(default_factory=dict)
@@ -100,9 +101,11 @@ async def collect(
             facts.archiver = await backups.archiver(connection)
             facts.point = next(iter(await backups.newest_points(connection, completed=True)), None)
     except (PgchromaError, psycopg.Error) as error:
-        facts.database_error = (
-            error.message if isinstance(error, PgchromaError) else str(error).strip().partition("\n")[0]
-        )
+        known = error if isinstance(error, PgchromaError) else failures.explained(error)
+        if isinstance(known, PgchromaError):
+            facts.database_error, facts.database_remedy = known.message, known.hint
+        else:
+            facts.database_error = failures.reason(known)
     try:
         facts.drills = state.read_drills(directory)
     except PgchromaError as error:
@@ -182,14 +185,15 @@ def _repositories(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
 
 def _archiving(facts: Facts, thresholds: Thresholds) -> Iterator[Check]:
     seen = facts.archiver
-    if seen is None:
+    if seen is None or facts.database_error:
         yield check(
             "database",
-            "critical",
+            "critical" if seen is None else "warning",
             False,
             facts.database_error,
-            "start PostgreSQL, or name it by --database-url",
+            facts.database_remedy or "start PostgreSQL, or name it by --database-url",
         )
+    if seen is None:
         return
     last = "never" if seen.last_archived_seconds is None else f"{age(seen.last_archived_seconds)} ago"
     yield check(
@@ -247,7 +251,7 @@ def _digests(facts: Facts) -> Check:
         "warning",
         holds,
         detail if holds else f"{detail}: the newest backup has none",
-        "run `pgchroma backup record-digests` after every backup",
+        "run `pgchroma backup record-digests` after every backup; on a host `pgchroma-postgres backup record-digests`",
     )
 
 

@@ -14,7 +14,7 @@ from pgchroma.backup.status import Limits, Thresholds
 from pgchroma.cli.backup_options import state_option
 from pgchroma.cli.options import database_options, required_url, with_password
 from pgchroma.cli.verify import draw_checks
-from pgchroma.errors import PgchromaError, VerificationError
+from pgchroma.errors import ConfigurationError, PgchromaError, VerificationError
 from pgchroma.exit_codes import NagiosCode
 from pgchroma.verify import checks as outcomes
 
@@ -52,7 +52,14 @@ def _limits(flag: str, default: str, text: str) -> Callable[[Command], Command]:
 @click.command("status")
 @database_options
 @state_option
-@click.option("--stanza", default="main", show_default=True, help="pgBackRest's name of the cluster.")
+@click.option(
+    "--stanza",
+    envvar="PGCHROMA_BACKUP_STANZA",
+    show_envvar=True,
+    default="main",
+    show_default=True,
+    help="pgBackRest's name of the cluster.",
+)
 @click.option("--pgbackrest", "program", default="pgbackrest", show_default=True, help="The program to ask.")
 @click.option(
     "--info-file",
@@ -72,7 +79,7 @@ def _limits(flag: str, default: str, text: str) -> Callable[[Command], Command]:
     "--output",
     "target",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write to a file, in one step and readable by all, e.g. for node_exporter's textfile collector.",
+    help="Write to a file in a folder that is there, in one step and readable by all, e.g. for node_exporter's textfile collector.",
 )
 @click.option(
     "--format",
@@ -99,11 +106,16 @@ def backup_status(
 ) -> int:
     """Show how fresh and how sound backups are, whether WAL is archived, and how the last restore drill of each repository ended.
 
-    Runs as postgres or root. Ends with exit code 8 when a critical check fails; as prometheus always with 0; as nagios with
+    Runs as postgres; on a host with backups `pgchroma-postgres backup status` does so for root, with its settings. Ends with exit code 8 when a critical check fails; as prometheus always with 0; as nagios with
     Nagios' own codes.
     """
     thresholds = Thresholds(full_age, backup_age, wal_age, ready_files, drill_age)
     try:
+        if target and not target.parent.is_dir():
+            raise ConfigurationError(
+                f"cannot write {target}: there is no folder {target.parent}",
+                hint="make the folder, or correct --output",
+            )
         url = with_password(required_url(database_url), database_password_file)
         facts = asyncio.run(status.collect(stanza, url, state_dir, program=program, recorded=info_file))
     except PgchromaError as error:
