@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,20 +16,33 @@ _ENTERED = "PGCHROMA_SCRIPT_ENTERED"
 
 def run(*names: str) -> NoReturn:
     """Run `pgchroma NAMES...` with this process's arguments, under the script's own name."""
-    require_pgchroma()
-    import click
+    with interruptible():
+        require_pgchroma()
+        import click
 
-    from pgchroma.cli.main import cli
-    from pgchroma.cli.main import run as run_command
+        from pgchroma.cli.main import cli
+        from pgchroma.cli.main import run as run_command
 
-    command: click.Command = cli
-    for name in names:
-        found = (
-            command.get_command(click.Context(command), name) if isinstance(command, click.Group) else None
-        )
-        assert found is not None, name  # noqa: S101 - a slip in a script, not a user's doing
-        command = found
+        command: click.Command = cli
+        for name in names:
+            found = (
+                command.get_command(click.Context(command), name)
+                if isinstance(command, click.Group)
+                else None
+            )
+            assert found is not None, name  # noqa: S101 - a slip in a script, not a user's doing
+            command = found
     run_command(command, prog_name=Path(sys.argv[0]).name)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End quietly on Ctrl-C, as long as no command of pgchroma does so itself."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        # As a shell shows it.
+        sys.exit(130)
 
 
 def require_pgchroma() -> None:

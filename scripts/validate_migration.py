@@ -7,9 +7,10 @@ from pathlib import Path
 import entry
 
 if __name__ == "__main__":
-    entry.require_pgchroma()
-    from pgchroma.cli.main import run
-    from pgchroma.cli.validate import verifier
+    with entry.interruptible():
+        entry.require_pgchroma()
+        from pgchroma.cli.main import run
+        from pgchroma.cli.validate import verifier
 
     command, arguments = verifier(sys.argv[1:])
     run(command, arguments, prog_name=Path(sys.argv[0]).name)

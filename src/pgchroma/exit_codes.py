@@ -17,6 +17,8 @@ class ExitCode(IntEnum):
     VERIFICATION_FAILED = 8
     REFUSED = 9
     INTERRUPTED = 10
+    # What a shell shows for a program that Ctrl-C ended.
+    STOPPED = 130
 
 
 MEANINGS: dict[ExitCode, str] = {
@@ -31,6 +33,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.VERIFICATION_FAILED: "a verification found a difference, or a critical check failed",
     ExitCode.REFUSED: "a confirmation or a precondition is missing; nothing was changed",
     ExitCode.INTERRUPTED: "stopped half-way; run `pgchroma migrate resume`",
+    ExitCode.STOPPED: "ended by Ctrl-C, with nothing to go on with",
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 from pgchroma.cli.validate import verifier
 from pgchroma.exit_codes import ExitCode
 from pgchroma.migrate.receipt import FORMAT
+from support.command import pgchroma
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
@@ -67,6 +68,48 @@ def test_a_script_without_pgchroma_says_what_to_do(name: str, elsewhere: Path, t
     assert "pgchroma is not installed" in done.stderr
     assert f"run `make venv` in {tmp_path}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Ctrl-C while modules are imported, which takes most of the first second.
+INTERRUPTED = """
+import builtins, runpy, sys
+real = builtins.__import__
+def interrupted(name, *rest, **named):
+    if name == {module!r}:
+        raise KeyboardInterrupt
+    return real(name, *rest, **named)
+builtins.__import__ = interrupted
+sys.path.insert(0, {folder!r})
+sys.argv = ["it", "--help"]
+{start}
+"""
+
+
+@pytest.mark.parametrize("module", ["pgchroma.cli.main", "click"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        "runpy.run_path('backup.py', run_name='__main__')",
+        "runpy.run_path('validate_migration.py', run_name='__main__')",
+        "runpy.run_module('pgchroma', run_name='__main__')",
+    ],
+)
+def test_an_interruption_of_the_imports_ends_quietly(start: str, module: str) -> None:
+    program = INTERRUPTED.format(module=module, folder=str(ROOT / "scripts"), start=start)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT / "scripts", capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.STOPPED, "", "")
+
+
+def test_an_interrupted_command_ends_as_a_shell_expects(tmp_path: Path) -> None:
+    prelude = (
+        "from pgchroma.backup import container\n"
+        "def read_manifest(folder):\n    raise KeyboardInterrupt\n"
+        "container.read_manifest = read_manifest\n"
+    )
+    outcome = pgchroma("backup", "verify-dump", tmp_path, prelude=prelude)
+    assert (outcome.code, outcome.stderr.strip()) == (ExitCode.STOPPED, "interrupted")
 
 
 @pytest.mark.parametrize(("kind", "path"), [("tables", "tables"), (None, "migrate")])

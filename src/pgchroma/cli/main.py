@@ -87,6 +87,8 @@ def exit_with(exc: BaseException) -> NoReturn:
 def _code(exc: BaseException) -> int:
     if isinstance(exc, PgchromaError):
         return exc.exit_code
+    if isinstance(exc, click.Abort | KeyboardInterrupt):
+        return ExitCode.STOPPED
     return ExitCode.USAGE if isinstance(exc, click.ClickException) else ExitCode.UNEXPECTED
 
 
@@ -127,10 +129,10 @@ def cli() -> None:
     """Chroma's HTTP API over PostgreSQL and pgvector.
 
     Exit codes: 0 ok, 1 unexpected, 2 usage, 3 configuration, 4 database unreachable, 5 database not ready, 6 source
-    unreadable, 7 source changed, 8 verification failed, 9 refused, 10 interrupted and resumable.
+    unreadable, 7 source changed, 8 verification failed, 9 refused, 10 interrupted and resumable, 130 stopped by Ctrl-C.
     """
 
 
 def main() -> None:
-    """Run the command; the entry point of the `pgchroma` script."""
+    """Run the command; `pgchroma.__main__` is the entry point of the `pgchroma` script."""
     run(cli)
