@@ -197,13 +197,18 @@ def run_playbook(
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.fixture(scope="session")
+def playbook_inventory(request: pytest.FixtureRequest) -> str:
+    """The inventory as it was written, for playbooks."""
+    return request.config.stash[WRITTEN]
+
+
 @pytest.fixture
-def playbook(request: pytest.FixtureRequest, tmp_path: Path) -> Playbook:
+def playbook(playbook_inventory: str, tmp_path: Path) -> Playbook:
     """Run a playbook against the scenario's hosts, receipts into the test's own folder."""
-    inventory = request.config.stash[WRITTEN]
 
     def run(
-        name: str, *options: str, on: str = inventory, **variables: object
+        name: str, *options: str, on: str = playbook_inventory, **variables: object
     ) -> subprocess.CompletedProcess[str]:
         receipts = {"backup_receipts_directory": str(tmp_path), "verify_receipts_directory": str(tmp_path)}
         return run_playbook(on, name, *options, **receipts, **variables)

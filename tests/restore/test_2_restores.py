@@ -16,7 +16,6 @@ from restore.conftest import (
     ROOT,
     STATE,
     UNIT,
-    WRITTEN,
     Cluster,
     Playbook,
     host_of,
@@ -494,13 +493,13 @@ class TestUnseenEnd:
         wait_for("the host has come to its end", lambda: phase() == "ended", seconds=300)
 
     def test_the_same_command_starts_the_servers_and_restores_nothing_again(
-        self, request: pytest.FixtureRequest, host: Host, cluster: Cluster, playbook: Playbook, tmp_path: Path
+        self, host: Host, cluster: Cluster, playbook: Playbook, playbook_inventory: str, tmp_path: Path
     ) -> None:
         assert cluster("backup", "--type=full", "--repository=1").status == 0
         rows = cluster.rows()
         moment = {"time": now(cluster).isoformat()}
         cluster.add(25)
-        self.begin_and_leave(request.config.stash[WRITTEN], cluster, tmp_path, **moment)
+        self.begin_and_leave(playbook_inventory, cluster, tmp_path, **moment)
         assert not host.service("pgchroma").is_running, "nobody was there to start it"
         began = cluster.sql("SELECT pg_postmaster_start_time()")
         (kept,) = host.check_output(f"ls -d {DATA}.before-restore-*").split()
