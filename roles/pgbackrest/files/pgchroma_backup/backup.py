@@ -241,7 +241,7 @@ def plan(settings: Settings, kind: str, wanted: list[str]) -> dict[str, Any]:
             if held
             else "it will be a full one"
         )
-        lines.append(f"  holds      {len(held)} backups; {newest}")
+        lines.append(f"  backups    {len(held)}; {newest}")
         command = engine.command_line(settings, "backup", *options_of(repository, kind))
         lines.append(f"  {' '.join(command)}")
     return {"kind": "backup-plan", "text": "\n".join(lines)}

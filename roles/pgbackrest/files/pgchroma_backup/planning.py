@@ -292,7 +292,8 @@ def refuse_beyond(settings: Settings, goal: Target, way: Way) -> None:
 
 def ending(settings: Settings, left: dict[str, Any]) -> dict[str, Any]:
     """Return the plan of seeing a restore to its end whose files are in place and whose server runs: there is only to be waited."""
-    found = {**left["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False, "running": True}
+    found = {**left["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False}
+    found |= {"ended": "", "running": True}
     kept = found["kept"] or "nothing: there was no cluster before it"
     lines = [
         f"Restore {settings.stanza} to {found['target']}",
