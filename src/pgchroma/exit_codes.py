@@ -33,7 +33,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.VERIFICATION_FAILED: "a verification found a difference, or a critical check failed",
     ExitCode.REFUSED: "a confirmation or a precondition is missing; nothing was changed",
     ExitCode.INTERRUPTED: "stopped half-way; run `pgchroma migrate resume`",
-    ExitCode.STOPPED: "ended by Ctrl-C, with nothing to go on with",
+    ExitCode.STOPPED: "ended by Ctrl-C; a dump or a load goes on by the same command",
 }
 
 

@@ -428,11 +428,14 @@ def planned(
     monkeypatch.setattr(engine, "information", lambda host, number: info)
     monkeypatch.setattr(planning.replicas, "refuse", lambda host, left: [])
 
-    def plan(wanted: dict[str, Any], *, phase: str = "", running: bool, replaying: bool = False) -> Any:
+    def plan(
+        wanted: dict[str, Any], *, phase: str = "", running: bool, replaying: bool = False, hours: float = 0
+    ) -> Any:
         monkeypatch.setattr(engine, "is_running", lambda host: False)
         if phase:
             earlier = {**planning.plan(host, {"immediate": True}), "kept": str(tmp_path / "kept")}
-            marker.write(host, phase, {"immediate": True}, earlier, "2026-11-21T08:00:00Z")
+            began = receipts.stamp(time.time() - hours * 3600)
+            marker.write(host, phase, {"immediate": True}, earlier, began)
         monkeypatch.setattr(engine, "is_running", lambda host: running)
         monkeypatch.setattr(engine, "is_in_recovery", lambda host: replaying)
         return planning.plan(host, wanted)
@@ -650,6 +653,20 @@ def test_a_restore_interrupted_while_wal_was_replayed_is_seen_to_its_end(
     assert (found["ends"], found["flushes"], found["moves"]) == (True, False, False)
     assert found["kept"] == str(tmp_path / "kept")
     assert "nothing is stopped, moved or copied" in found["text"]
+    assert found["compares"] is replaying, "what may have been written to since says nothing of the restore"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hours"), [({"immediate": True, "again": True}, 0), ({"immediate": True}, 25)]
+)
+@pytest.mark.parametrize("replaying", [True, False], ids=["replaying", "serving"])
+def test_a_restore_that_is_meant_anew_is_not_taken_for_the_one_before(
+    planned: Callable[..., Any], wanted: dict[str, Any], hours: float, *, replaying: bool
+) -> None:
+    found = planned(wanted, phase=marker.RECOVERING, running=True, replaying=replaying, hours=hours)
+    waits = replaying and not wanted.get("again")
+    assert found["ends"] is waits, "one that replays for a day still is the one before"
+    assert ("--set=B" in found["command"]) or waits
 
 
 def test_another_target_takes_the_files_that_an_interrupted_restore_left(

@@ -17,6 +17,7 @@ from support.waiting import wait_for
 (
     alert,
     backup,
+    condition,
     drill,
     engine,
     errors,
@@ -34,6 +35,7 @@ from support.waiting import wait_for
     (
         "alert",
         "backup",
+        "condition",
         "drill",
         "engine",
         "errors",
@@ -89,7 +91,7 @@ def test_a_cluster_that_served_since_its_restore_is_no_half_of_one(
     cluster(host.data, *files)
     plan = {"kept": "/gone", "target": "latest"}
     marker.write(host, phase, {"latest": True}, plan, "2026-11-21T08:00:00Z")
-    now = planning.condition(host)
+    now = condition.of(host)
     assert (now.resumed is not None) is resumed
     if not resumed:
         assert now.moves, "its files are moved away, and nothing is copied over them"
@@ -100,13 +102,13 @@ def test_a_cluster_that_served_since_its_restore_is_no_half_of_one(
 def test_files_that_no_server_was_started_on_are_gone_on_with(host: Any) -> None:
     (host.data / "global").mkdir(parents=True)
     marker.write(host, marker.COPYING, {"latest": True}, {"kept": "/k", "target": "latest"}, "")
-    assert planning.condition(host).resumed is not None
+    assert condition.of(host).resumed is not None
 
 
 def test_a_marker_that_cannot_be_read_is_not_taken_for_none(host: Any) -> None:
     (host.state / marker.NAME).write_text('{"phase": "cop', encoding="utf-8")
     with pytest.raises(errors.BackupError, match=r"restore\.json cannot be read, or is damaged"):
-        planning.condition(host)
+        condition.of(host)
 
 
 def moved_by_link(data: Path) -> None:
@@ -127,7 +129,7 @@ def test_what_cannot_be_moved_away_whole_is_refused_before_anything_stops(
 ) -> None:
     make(host.data)
     read = module("target").read
-    now = planning.condition(host)
+    now = condition.of(host)
     with pytest.raises(errors.RefusedError, match=says) as caught:
         planning.in_place(host, read({"latest": True}), now)
     assert "overwrite: true" in caught.value.hint
@@ -246,7 +248,7 @@ def test_a_return_to_the_former_data_is_gone_on_with(
             point.finish(host, "former")
     if kept.exists():
         with pytest.raises(errors.RefusedError, match="was interrupted"):
-            planning.condition(host)
+            condition.of(host)
     with pytest.raises(errors.RefusedError, match="was interrupted"):
         point.finish(host, "restored")
     point.finish(host, "former")

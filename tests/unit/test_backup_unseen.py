@@ -42,6 +42,7 @@ PLAN = {
     "kept": "/data.before-restore-1",
     "side": False,
     "ended": "",
+    "compares": True,
     "ends": False,
     "resumes": False,
     "flushes": False,
@@ -143,21 +144,70 @@ def test_a_server_that_was_stopped_since_is_started(host: Any, monkeypatch: pyte
     assert f"systemctl start {host.service}; nothing is stopped" in planning.plan(host, WANTED)["text"]
 
 
-def test_what_was_found_damaged_is_restored_anew(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damaged(*words: Any) -> None:
-        raise errors.DamagedError("not what was backed up", "")
+def damaged(*words: Any) -> None:
+    raise errors.DamagedError("not what was backed up", "")
 
-    monkeypatch.setattr(proof, "own", damaged)
-    with pytest.raises(errors.DamagedError):
-        restored(host, monkeypatch, unseen=True)
+
+def test_what_was_found_damaged_stays_so_and_is_not_made_again_unasked(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(proof, "own", damaged)
+        with pytest.raises(errors.DamagedError):
+            restored(host, patch, unseen=True)
+    assert "DAMAGED    not what was backed up" in planning.plan(host, WANTED)["text"]
+    with pytest.raises(errors.DamagedError, match="not what was backed up") as caught:
+        restore.run(host, WANTED, stop=True, unseen=True)
+    assert caught.value.receipt["result"] == "damaged"
     with pytest.raises(PlannedError):
-        planning.plan(host, WANTED)
+        planning.plan(host, {**WANTED, "set": "older"})
 
 
-def test_a_marker_of_an_older_release_is_ended_too(host: Any) -> None:
-    plan = {key: value for key, value in PLAN.items() if key != "ended"}
-    marker.end(host, WANTED, plan, "2026-11-21T08:00:00Z")
-    assert marker.unseen(host) is not None
+def test_records_are_not_compared_once_they_may_have_been_written_to(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a run that was killed before its proof, nor one that failed, is told of as damage hours later."""
+    unproven = errors.BackupError("no pgchroma", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(proof, "own", lambda *words: (_ for _ in ()).throw(unproven))
+        with pytest.raises(errors.BackupError):
+            restored(host, patch, unseen=True)
+    monkeypatch.setattr(proof, "own", damaged)
+    assert restore.run(host, WANTED, stop=True, unseen=True)["checks"] == {"by": "", "digests": ""}
+
+
+def test_one_made_again_that_was_cut_off_is_not_made_a_third_time(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = {**WANTED, "again": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(restore, "plan", lambda host, wanted: dict(PLAN))
+        restore.run(host, again, stop=True, unseen=True)
+    for wanted, remedy in ((again, "run pgchroma-backup restore-seen"), (WANTED, 'add "again": true')):
+        text = planning.plan(host, wanted)["text"]
+        assert "HAS ENDED" in text
+        assert remedy in text
+
+
+def test_what_is_not_as_was_shown_is_refused(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers run on where it had ended, and a restore anew would take the database away under them."""
+    restored(host, monkeypatch, unseen=True)
+    ended = planning.plan(host, WANTED)["ended"]
+    with pytest.raises(errors.RefusedError, match="not what the plan said"):
+        restore.run(host, WANTED, stop=True, unseen=True, ended="")
+    assert restore.run(host, WANTED, stop=True, unseen=True, ended=ended)["kind"] == "restore-ended"
+
+
+def test_a_marker_of_an_older_release_is_seen_to_its_end_too(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a one knows nothing of an end that nobody saw."""
+    plan = {key: value for key, value in PLAN.items() if key not in ("ended", "compares")}
+    marker.write(host, marker.RECOVERING, WANTED, plan, receipts.now())
+    (host.data / "standby.signal").touch()
+    monkeypatch.setattr(engine, "is_in_recovery", lambda host: True)
+    assert restore.run(host, WANTED, stop=True, unseen=True, ended="")["kind"] == "restore"
+    assert marker.unseen(host)["plan"]["kept"] == PLAN["kept"]
 
 
 def test_repositories_are_named_by_number_or_name(host: Any) -> None:

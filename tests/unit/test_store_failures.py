@@ -17,7 +17,7 @@ from pgchroma.store import failures
         TimeoutError(),
         errors.ConnectionFailure("gone"),
         errors.AdminShutdown("terminating connection due to administrator command"),
-        errors.CannotConnectNow("the database system is starting up"),
+        errors.CannotConnectNow("wait"),
     ],
 )
 def test_a_connection_that_is_not_to_be_had_is_no_answer(error: Exception) -> None:
@@ -53,6 +53,31 @@ def test_a_refused_login_names_the_user_to_run_as() -> None:
     assert found.message == f"PostgreSQL refuses the login: {said}"
     assert "runuser -u postgres" in found.hint
     assert "pgchroma-postgres" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("FATAL:  sorry, too many clients already", "max_connections"),
+        (
+            "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute",
+            "max_connections",
+        ),
+        ("FATAL:  the database system is starting up", "wait"),
+    ],
+)
+def test_one_that_takes_no_connection_now_is_told_with_what_helps(said: str, remedy: str) -> None:
+    """Of what PostgreSQL answers one who connects libpq gives the text alone."""
+    found = failures.unreachable(psycopg.OperationalError(f"connection failed: {said}"))
+    assert found.message == f"PostgreSQL does not answer: connection failed: {said}"
+    assert remedy in found.hint
+    assert "check that PostgreSQL runs" not in found.hint
+
+
+def test_a_database_that_is_not_there_is_looked_for_in_the_url() -> None:
+    said = 'connection failed: FATAL:  database "typo" does not exist'
+    found = failures.unreachable(psycopg.OperationalError(said))
+    assert "the URL names" in found.hint
 
 
 def test_what_is_explained_is_what_is_known() -> None:

@@ -15,12 +15,19 @@ UNPREPARED: Final = (
 )
 # Connection exceptions, and a server that shuts down, has crashed or does not start yet; libpq's own errors have no code at all.
 _NO_ANSWER: Final = ("08", "57P0")
-# What PostgreSQL says of a login, and what to do about it; in other languages than English the remedy is the general one.
+# What PostgreSQL answers one who connects, of which libpq gives only the text, and what to do about it; in other languages than English the
+# remedy is the general one.
+_BUSY: Final = {
+    "too many clients": "end other connections or raise max_connections, then try again",
+    "remaining connection slots": "end other connections or raise max_connections, then try again",
+    "the database system is": "it starts, stops or recovers: wait, and look at its log if it stays so",
+}
 _LOGINS: Final = {
     "Peer authentication failed": "run it as the system's user that the role belongs to, e.g. `runuser -u postgres -- ...`; on hosts of the "
     "playbooks `pgchroma-postgres` runs pgchroma as postgres, `pgchroma-admin` as the owner of the database",
     "password authentication failed": "check the user in the database URL and the password, e.g. in the password file",
     "no password supplied": "give the password in a file, by PGCHROMA_DATABASE_PASSWORD_FILE",
+    "does not exist": "check the database and the user that the URL names",
 }
 # By the beginning of SQLSTATE, the longest first.
 _REMEDIES: Final = {
@@ -44,9 +51,10 @@ def unreachable(error: BaseException) -> DatabaseUnreachableError:
     if not code or code.startswith(_NO_ANSWER):
         said = str(error).strip() or type(error).__name__
         login = next((remedy for text, remedy in _LOGINS.items() if text in said), None)
+        busy = next((remedy for text, remedy in _BUSY.items() if text in said), None)
         return DatabaseUnreachableError(
             f"PostgreSQL refuses the login: {said}" if login else f"PostgreSQL does not answer: {said}",
-            hint=login or "check that PostgreSQL runs and that PGCHROMA_DATABASE_URL names it",
+            hint=login or busy or "check that PostgreSQL runs and that PGCHROMA_DATABASE_URL names it",
         )
     remedy = next((text for begin, text in _REMEDIES.items() if code.startswith(begin)), None)
     return DatabaseUnreachableError(

@@ -54,8 +54,11 @@ async def discarding(database_url: str, digest: str) -> AsyncIterator[None]:
 async def _session(database_url: str) -> AsyncIterator[AsyncConnection[Any]]:
     async with await backups.connect(database_url, "pgchroma backup load") as session:
         try:
-            # It is idle for as long as the load takes.
-            await session.execute("SET idle_session_timeout = 0")
+            # It is idle for as long as the load takes; a load whose computer is gone is to be missed within a minute.
+            await session.execute(
+                "SET idle_session_timeout = 0; SET tcp_keepalives_idle = 30; "
+                "SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
+            )
         except psycopg.OperationalError as error:
             raise unreachable(error) from error
         yield session

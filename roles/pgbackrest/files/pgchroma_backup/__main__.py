@@ -85,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="asked for again, only tell that it has ended, until restore-seen was run",
             )
-    verb("restore-seen", "say that the end of the last restore was seen, and its servers run")
+            added.add_argument("--ended", help="refuse unless the plan still says this of its end")
+    verb("restore-seen", "say that all that the last restore was for is done")
     added = verb("side-remove", "stop and delete a copy that a side restore made")
     added.add_argument("--directory", required=True)
     added = verb("restore-finish", "remove the data directory that a restore kept, or put it back")
@@ -149,7 +150,9 @@ def dispatch(words: argparse.Namespace, host: settings.Settings) -> Result:
         "verify": lambda: (verification.plan if words.dry_run else verification.run)(host, words.repository),
         "restore-plan": lambda: planning.plan(host, words.target),
         "restore-flush": lambda: restore.send(host, words.target),
-        "restore": lambda: restore.run(host, words.target, stop=words.stop, unseen=words.unseen),
+        "restore": lambda: restore.run(
+            host, words.target, stop=words.stop, unseen=words.unseen, ended=words.ended
+        ),
         "restore-seen": lambda: restore.seen(host),
         "side-remove": lambda: finished(host, words.directory),
         "restore-finish": lambda: (point.finish_plan if words.dry_run else point.finish)(host, words.keep),

@@ -15,7 +15,7 @@ from .target import Target
 NAME = "restore.json"
 # The former data directory is moved away; files are copied; the server replays WAL.
 MOVING, COPYING, RECOVERING, DONE = "moving", "copying", "recovering", "done"
-# It has ended, and nobody has said to have seen that; what it has replaced is being put back.
+# It has ended, and nobody has said that all it was for is done; what it has replaced is being put back.
 ENDED, RETURNING = "ended", "returning"
 # Whoever was cut off from a restore asks for it again within this time; who asks later means another one.
 UNSEEN_HOURS = 24
@@ -32,20 +32,23 @@ def read(settings: Settings) -> dict[str, Any] | None:
 
 
 def unseen(settings: Settings) -> dict[str, Any] | None:
-    """Return the marker of a restore that has ended lately without anybody having seen it, or None.
+    """Return the marker of a restore that has ended lately without anybody having called seen(), or None.
 
     Raises:
         BackupError: it cannot be read.
     """
     found = receipts.needed(settings, NAME)
-    if found is None or found["phase"] != ENDED:
-        return None
-    ended = datetime.fromisoformat(found["ended"].replace("Z", "+00:00")).timestamp()
-    return found if time.time() - ended < UNSEEN_HOURS * 3600 else None
+    return found if found is not None and found["phase"] == ENDED and is_recent(found["ended"]) else None
+
+
+def is_recent(moment: str) -> bool:
+    """Whether whoever asks for a restore that began or ended then means that one."""
+    passed = time.time() - datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
+    return passed < UNSEEN_HOURS * 3600
 
 
 def seen(settings: Settings) -> None:
-    """Say that the end of the last restore was seen: the same one asked for once more is another one."""
+    """Say that all that the last restore was for is done: the same one asked for once more is another one."""
     found = receipts.needed(settings, NAME)
     if found is not None and found["phase"] == ENDED:
         close(settings)
@@ -81,10 +84,18 @@ def write(settings: Settings, phase: str, wanted: dict[str, Any], found: dict[st
 
 
 def end(settings: Settings, wanted: dict[str, Any], found: dict[str, Any], began: str) -> None:
-    """Say that a restore has ended, when, and what it was."""
-    ended = found.get("ended") or receipts.now()
+    """Say that a restore has ended, when, and what it was; note() adds what its proof found."""
     content = {"phase": ENDED, "kept": found["kept"], "target": found["target"], "started": began}
-    receipts.write(settings, NAME, {**content, "ended": ended, "wanted": wanted, "plan": found})
+    content |= {"ended": receipts.now(), "result": "", "detail": "", "checks": {"by": "", "digests": ""}}
+    receipts.write(settings, NAME, {**content, "wanted": wanted, "plan": found})
+
+
+def note(settings: Settings, receipt: dict[str, Any]) -> None:
+    """Add what a proof found to the marker of a restore that has ended: once the service runs it cannot be made any more."""
+    found = receipts.needed(settings, NAME)
+    if found is not None and found["phase"] == ENDED:
+        proven = {key: receipt[key] for key in ("result", "detail", "checks") if key in receipt}
+        receipts.write(settings, NAME, {**found, **proven})
 
 
 def close(settings: Settings) -> None:
@@ -93,10 +104,12 @@ def close(settings: Settings) -> None:
 
 
 def is_of(found: dict[str, Any], goal: Target) -> bool:
-    """Whether a marker is of a restore to this target."""
+    """Whether a marker is of a restore to this target; one that is to be made again is not of the one before."""
     try:
         other = target.read(found["wanted"])
     except (KeyError, BackupError):
+        return False
+    if goal.again and not other.again:
         return False
     where = ("kind", "value", "set", "timeline", "repository", "exclusive")
     return all(getattr(other, name) == getattr(goal, name) for name in where)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from . import engine, gaps, marker, receipts, recovery, replicas, side, target, wal, ways
+from . import condition, engine, gaps, marker, receipts, recovery, replicas, side, target, wal, ways
 from .errors import RefusedError
 from .settings import Settings
 from .target import Target
@@ -61,80 +60,6 @@ def used_bytes(path: Path) -> int:
     return total
 
 
-def has_data(settings: Settings) -> bool:
-    """Whether the data directory holds a cluster that a server was ever started on; a fresh initdb is no loss."""
-    return (settings.data / "postmaster.opts").exists()
-
-
-def has_ended(settings: Settings) -> bool:
-    """Whether a server was started on the files in the data directory and has ended their recovery: they were in service since.
-
-    pgBackRest leaves no postmaster.opts in what it restores, writes pg_control last, and with it a file that makes the server replay
-    WAL, which the server removes when it takes writes.
-    """
-    waits = any((settings.data / name).exists() for name in ("recovery.signal", "standby.signal"))
-    return has_data(settings) and (settings.data / "global/pg_control").exists() and not waits
-
-
-@dataclass(frozen=True)
-class Condition:
-    """How a restore finds the cluster: whether its server runs, whether it replays WAL, and what an interrupted restore has left.
-
-    ``ended`` is whether its files have been in service since they were restored, whatever became of the server.
-    """
-
-    running: bool
-    replaying: bool
-    left: dict[str, Any] | None
-    ended: bool = False
-
-    @property
-    def serving(self) -> bool:
-        """Whether the server takes writes, whose WAL is to be sent away."""
-        return self.running and not self.replaying
-
-    @property
-    def resumed(self) -> dict[str, Any] | None:
-        """The marker of the restore that is gone on with.
-
-        A server that serves has been started since, and so has one that served and was stopped: what it holds now is no half-copied
-        directory, whatever the marker says. Before the former one was moved away there is only the former one.
-        """
-        served = self.ended and self.left is not None and self.left["phase"] != marker.MOVING
-        return None if self.serving or served else self.left
-
-    @property
-    def ends(self) -> bool:
-        """Whether only the end of the replay is missing, or was not seen."""
-        return self.running and self.left is not None and self.left["phase"] == marker.RECOVERING
-
-    @property
-    def moves(self) -> bool:
-        """Whether the data directory is still the former one, or nothing was put into the new one yet."""
-        return self.resumed is None or self.resumed["phase"] == marker.MOVING
-
-
-def condition(settings: Settings) -> Condition:
-    """Look at the cluster.
-
-    Raises:
-        RefusedError: its server replays WAL, and no restore of this command began that; or two data directories are being exchanged.
-    """
-    running = engine.is_running(settings)
-    began = marker.returning(settings)
-    if began is not None and Path(began["former"]).exists():
-        raise marker.half_returned(began)
-    replaying = running and engine.is_in_recovery(settings)
-    found = Condition(running, replaying, marker.read(settings), has_ended(settings))
-    if found.replaying and not found.ends:
-        raise RefusedError(
-            f"PostgreSQL on {settings.data_dir} replays WAL, or takes no connections yet, and no restore of this command began that",
-            f"wait until it has ended; or stop it (systemctl stop {settings.service}) and run this again: what it has not archived is "
-            "left behind then",
-        )
-    return found
-
-
 def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
     """Return what a restore would do: commands, sizes, what is overwritten, and a text for people. Changes nothing.
 
@@ -147,12 +72,12 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         found = {**base(settings, goal), **beside(settings, goal)}
         found["command"] += side.options(settings, goal)
     else:
-        now = condition(settings)
-        if now.left is not None and now.ends and marker.is_of(now.left, goal):
-            return ending(settings, now.left)
+        now = condition.of(settings)
+        if now.seen_to_end(goal) and now.left is not None:
+            return ending(settings, now.left, compares=now.replaying)
         over = marker.unseen(settings)
-        if over is not None and now.ended and not goal.again and marker.is_of(over, goal):
-            return ended(settings, over, running=now.running)
+        if over is not None and now.ended and marker.is_of(over, goal):
+            return ended(settings, goal, over, running=now.running)
         found = {**base(settings, goal), **in_place(settings, goal, now)}
         found["command"] += ["--delta"] if goal.overwrite or not now.moves else []
     if not found["flushes"]:
@@ -183,6 +108,7 @@ def base(settings: Settings, goal: Target) -> dict[str, Any]:
         "side": goal.side,
         "overwrite": goal.overwrite,
         "ended": "",
+        "compares": True,
         "command": options_of(goal, way, number),
     }
 
@@ -203,7 +129,7 @@ def beside(settings: Settings, goal: Target) -> dict[str, Any]:
     }
 
 
-def in_place(settings: Settings, goal: Target, now: Condition) -> dict[str, Any]:
+def in_place(settings: Settings, goal: Target, now: condition.Condition) -> dict[str, Any]:
     """Return what a plan says of the cluster itself.
 
     Raises:
@@ -290,10 +216,13 @@ def refuse_beyond(settings: Settings, goal: Target, way: Way) -> None:
         )
 
 
-def ending(settings: Settings, left: dict[str, Any]) -> dict[str, Any]:
-    """Return the plan of seeing a restore to its end whose files are in place and whose server runs: there is only to be waited."""
+def ending(settings: Settings, left: dict[str, Any], *, compares: bool) -> dict[str, Any]:
+    """Return the plan of seeing a restore to its end whose files are in place and whose server runs: there is only to be waited.
+
+    ``compares`` is whether its records can be compared with what was recorded: once it takes writes that says nothing any more.
+    """
     found = {**left["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False}
-    found |= {"ended": "", "running": True}
+    found |= {"ended": "", "compares": compares, "running": True}
     kept = found["kept"] or "nothing: there was no cluster before it"
     lines = [
         f"Restore {settings.stanza} to {found['target']}",
@@ -307,26 +236,27 @@ def ending(settings: Settings, left: dict[str, Any]) -> dict[str, Any]:
     return {**found, "text": "\n".join(lines)}
 
 
-def ended(settings: Settings, over: dict[str, Any], *, running: bool) -> dict[str, Any]:
-    """Return the plan of a restore that has ended when nobody was there to see it: it is proven, and what it stopped is started."""
+def ended(settings: Settings, goal: Target, over: dict[str, Any], *, running: bool) -> dict[str, Any]:
+    """Return the plan of a restore that has ended, of which only what comes after it is left to do."""
     found = {**over["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False}
-    found |= {"ended": over["ended"], "running": running}
-    start = "nothing is stopped" if running else f"systemctl start {settings.service}; nothing is stopped"
+    found |= {"ended": over["ended"], "compares": False, "running": running}
+    again = "run pgchroma-backup restore-seen on this host first" if goal.again else 'add "again": true'
     lines = [
         f"Restore {settings.stanza} to {found['target']}",
-        f"  HAS ENDED  at {over['ended']}; it began at {over['started']}, and whoever began it did not see its end",
+        f"  HAS ENDED  at {over['ended']}; it began at {over['started']}, and the playbook did not come to its own end after it",
         f"  backup     {found['set']}, ended {found['set_ended']}; timeline {found['timeline']}",
         f"  kept       {found['kept'] or 'nothing: there was no cluster before it'}",
-        'To restore anew, which loses what was written since, add "again": true.',
+        *([f"  DAMAGED    {over['detail']}"] if over["result"] == "damaged" else []),
+        f"To restore anew, which loses what was written since, {again}.",
         "Commands:",
-        f"  ({start}, moved or copied; what was restored is proven)",
+        f"  ({'' if running else f'systemctl start {settings.service}; '}nothing is stopped, moved, copied or restored)",
     ]
     return {**found, "text": "\n".join(lines)}
 
 
 def aside(settings: Settings, goal: Target) -> str:
     """Return where the present data directory goes, or the empty string when it is not kept."""
-    if goal.overwrite or not has_data(settings):
+    if goal.overwrite or not condition.has_data(settings):
         return ""
     moment = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     return f"{settings.data_dir}.before-restore-{moment}"

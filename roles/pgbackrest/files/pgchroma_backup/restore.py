@@ -48,53 +48,93 @@ def flushed(settings: Settings, wanted: dict[str, Any], found: dict[str, Any]) -
     return {**found, "unarchived": ""}
 
 
-def run(settings: Settings, wanted: dict[str, Any], *, stop: bool, unseen: bool = False) -> dict[str, Any]:
+def run(
+    settings: Settings,
+    wanted: dict[str, Any],
+    *,
+    stop: bool,
+    unseen: bool = False,
+    ended: str | None = None,
+) -> dict[str, Any]:
     """Carry out a restore and return its receipt. With ``stop`` a running server is stopped first.
 
-    With ``unseen`` the same restore is not made anew until seen() was called: whoever began it may be gone before it ends.
+    With ``unseen`` the same restore is not made anew until seen() was called: whoever began it may be gone before it ends. ``ended`` is
+    what the plan that was shown says of that.
 
     Raises:
-        RefusedError: the server runs and may not be stopped, or what plan() refuses; nothing was changed.
+        RefusedError: the server runs and may not be stopped, what plan() refuses, or it is not as was shown; nothing was changed.
         BackupError: a step failed; the message says how to go on.
     """
     with receipts.alone(settings, "restore"):
         found = plan(settings, wanted)
         started = time.time()
+        if ended not in (None, found["ended"]):
+            what = f"ended at {found['ended']}" if found["ended"] else "not ended lately"
+            raise RefusedError(
+                f"the restore has {what} by now, which is not what the plan said",
+                "run the same command again, and look at the plan anew",
+            )
         if found["side"]:
             found = flushed(settings, wanted, found) if found["flushes"] else found
             return side.run(settings, target.read(wanted), found)
-        left = (marker.read(settings) or marker.unseen(settings)) if found["resumes"] else None
-        began = left["started"] if left is not None else receipts.stamp(started)
+        over = marker.unseen(settings) if found["ended"] else None
+        left = marker.read(settings) if found["resumes"] else None
+        began = (over or left or {"started": receipts.stamp(started)})["started"]
         if not found["ends"]:
             found = fill(settings, wanted, found, stop=stop, began=began)
             marker.write(settings, marker.RECOVERING, wanted, found, began)
         copied = time.time()
         recover(settings, found["until"])
-        marker.end(settings, wanted, found, began)
-        gaps.even_out_later(settings)
+        if over is None:
+            marker.end(settings, wanted, found, began)
+            gaps.even_out_later(settings)
         now = engine.query(settings, "SELECT timeline_id FROM pg_control_checkpoint()")
         receipt = {
             **found,
-            "kind": "restore",
+            "kind": "restore" if over is None else "restore-ended",
             "started": began,
             "copy_seconds": round(copied - started, 1),
             "seconds": round(time.time() - started, 1),
             "timeline_now": int(now[0]),
         }
         goal = target.read(wanted)
-        try:
-            receipt = proof.keep(settings, receipt, lambda: proof.own(settings, goal))
-        except DamagedError:
-            # To ask for it again is to want it anew.
-            marker.seen(settings)
-            raise
-        if not unseen:
-            marker.seen(settings)
-        return receipt
+        return proven(settings, receipt, goal, over, unseen=unseen)
+
+
+def proven(
+    settings: Settings,
+    receipt: dict[str, Any],
+    goal: target.Target,
+    over: dict[str, Any] | None,
+    *,
+    unseen: bool,
+) -> dict[str, Any]:
+    """Prove what was restored, or take what was found before the service came to it; return the receipt, which is kept.
+
+    Raises:
+        BackupError: it is not what was backed up, or could not be compared.
+    """
+
+    def prove() -> dict[str, Any]:
+        if over is not None and over["result"] == "damaged":
+            raise DamagedError(over["detail"], "")
+        found = over["checks"] if over is not None else {}
+        if over is None and receipt.get("compares", True):
+            found = proof.own(settings, goal)
+        return found or {"by": "", "digests": ""}
+
+    leave = marker.note if unseen else (lambda settings, receipt: marker.seen(settings))
+    try:
+        receipt = proof.keep(settings, receipt, prove)
+    except BackupError as error:
+        leave(settings, error.receipt or {})
+        raise
+    leave(settings, receipt)
+    return receipt
 
 
 def seen(settings: Settings) -> dict[str, Any]:
-    """Say that the end of the last restore was seen, and what it was for is done; does nothing where there is none."""
+    """Say that all that the last restore was for is done; does nothing where there is none."""
     with receipts.alone(settings, "restore"):
         marker.seen(settings)
     return {"kind": "restore-seen"}
