@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,41 @@ def configuration(passphrase: str) -> str:
         "[global]\n# Repository local\nrepo1-type=posix\nrepo1-path=/r\n"
         f"# Repository off.site\nrepo2-type=posix\nrepo2-cipher-type=aes-256-cbc\nrepo2-cipher-pass={passphrase}\nrepo2-bundle=y\n"
     )
+
+
+WANTED = {"latest": True}
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize(
+    ("phase", "hours", "wanted", "says"),
+    [
+        ("done", 0, WANTED, "has a cluster that was in service"),
+        ("copying", 30, WANTED, "a recovery that stopped half-way and is resumed"),
+        ("ended", 1, WANTED, "a recovery that has ended and is not done again"),
+        ("ended", 25, WANTED, "has a cluster that was in service"),
+        ("ended", 1, {"immediate": True}, "has a cluster that was in service"),
+    ],
+)
+def test_a_host_in_service_is_recovered_only_to_go_on_with_what_was_begun(
+    run: Run, tmp_path: Path, phase: str, hours: float, wanted: dict[str, bool], says: str
+) -> None:
+    """Its server runs, or did until the power failed; the recovery of an hour ago may not have come to its own end."""
+    for name in ("postmaster.opts", "postmaster.pid"):
+        (tmp_path / name).touch()
+    ended = datetime.fromtimestamp(time.time() - hours * HOUR, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    marker = {"phase": phase, "wanted": wanted, "ended": ended}
+    (tmp_path / "restore.json").write_text(json.dumps(marker), encoding="utf-8")
+    refused = says.startswith("has a cluster")
+    if not refused:
+        run("secrets")
+    done = run(
+        "recovery_plan",
+        show="pgbackrest_recovery.text",
+        pgbackrest_recovery_target=WANTED,
+        __pgbackrest_data_dir=str(tmp_path),
+        __pgbackrest_state_dir=str(tmp_path),
+    )
+    assert (done.returncode != 0) is refused, done.stdout
+    told = done.stdout if refused else (tmp_path / "shown.json").read_text(encoding="utf-8")
+    assert says in " ".join(told.split())

@@ -1,6 +1,5 @@
 """Restores whose end nobody saw, and what is asked of the command that backed-up hosts run in words that it cannot take; without a host."""
 
-import json
 import os
 import signal
 import subprocess
@@ -313,13 +312,3 @@ def test_an_interrupt_from_the_keyboard_ends_it_without_a_traceback(tmp_path: Pa
         _, said = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGINT, said
     assert "Traceback" not in said
-
-
-def test_marker_is_readable_by_the_playbook_that_recovers_a_host(
-    host: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its preflight knows by the phase that the command may go on with what is there."""
-    restored(host, monkeypatch, unseen=True)
-    phase = json.loads((host.state / marker.NAME).read_text(encoding="utf-8"))["phase"]
-    preflight = COMMAND.parent / "tasks/recovery_plan.yml"
-    assert f"'{phase}'" in preflight.read_text(encoding="utf-8")
