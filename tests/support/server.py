@@ -19,6 +19,14 @@ START_SECONDS = 30.0
 STOP_SECONDS = 60.0
 
 
+def command_line(pid: str) -> bytes:
+    """Return how a process was called, or nothing when it has ended since it was listed."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 @dataclass(slots=True)
 class ServerProcess:
     """A running `pgchroma serve`; `url` is where it listens, `log` what it wrote to standard error."""
@@ -35,7 +43,7 @@ class ServerProcess:
         """The process ids of the workers, oldest first."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         # The parent also has multiprocessing's resource tracker for a child.
-        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in children if b"spawn_main" in command_line(pid)]
 
     def has_replaced(self, killed: Sequence[int], workers: int = 2) -> bool:
         """Whether all workers are there and none of the killed is; one look, as a dying one may go between two."""
