@@ -170,21 +170,21 @@ def test_records_go_in_and_come_out(api: Api) -> None:
 
 
 def test_an_operator_on_the_host_dumps_a_collection_and_loads_it_beside(host: Host, api: Api) -> None:
-    name, folder = f"testinfra-{uuid.uuid4().hex}", f"/root/dump-{uuid.uuid4().hex}"
+    name, folder = f"testinfra-{uuid.uuid4().hex}", f"dumps/{uuid.uuid4().hex}"
     status, collection = api("POST", COLLECTIONS, {"name": name})
     assert status == 200
     records = {"ids": ["a"], "embeddings": [[0.5, -1.0]], "documents": ["worth keeping"]}
     try:
         assert api("POST", f"{COLLECTIONS}/{collection['id']}/add", records)[0] == 201
         scope = f"--tenant default_tenant --database default_database --collection {name}"
-        host.check_output(f"pgchroma-admin backup dump {folder} {scope}")
-        host.check_output(f"pgchroma-admin backup load {folder} --as {name}-back")
+        host.check_output(f"pgchroma-as-server backup dump {folder} {scope}")
+        host.check_output(f"pgchroma-as-server backup load {folder} --as {name}-back")
         status, loaded = api("GET", f"{COLLECTIONS}/{name}-back")
         assert status == 200
         wanted = {"include": ["embeddings", "documents"]}
         status, found = api("POST", f"{COLLECTIONS}/{loaded['id']}/get", wanted)
         assert (status, {key: found[key] for key in records}) == (200, records)
     finally:
-        host.check_output(f"rm -rf {folder}")
+        host.check_output(f"rm -rf /var/lib/pgchroma/{folder}")
         for made in (name, f"{name}-back"):
             api("DELETE", f"{COLLECTIONS}/{made}")
