@@ -170,7 +170,7 @@ def test_records_go_in_and_come_out(api: Api) -> None:
 
 
 def test_an_operator_on_the_host_dumps_a_collection_and_loads_it_beside(host: Host, api: Api) -> None:
-    name, folder = f"testinfra-{uuid.uuid4().hex}", f"dumps/{uuid.uuid4().hex}"
+    name, folder = f"testinfra-{uuid.uuid4().hex}", uuid.uuid4().hex
     status, collection = api("POST", COLLECTIONS, {"name": name})
     assert status == 200
     records = {"ids": ["a"], "embeddings": [[0.5, -1.0]], "documents": ["worth keeping"]}
@@ -185,6 +185,6 @@ def test_an_operator_on_the_host_dumps_a_collection_and_loads_it_beside(host: Ho
         status, found = api("POST", f"{COLLECTIONS}/{loaded['id']}/get", wanted)
         assert (status, {key: found[key] for key in records}) == (200, records)
     finally:
-        host.check_output(f"rm -rf /var/lib/pgchroma/{folder}")
+        host.check_output(f"rm -rf /var/lib/pgchroma/dumps/{folder}")
         for made in (name, f"{name}-back"):
             api("DELETE", f"{COLLECTIONS}/{made}")
