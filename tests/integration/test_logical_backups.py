@@ -145,6 +145,32 @@ async def test_a_deleted_collection_comes_back_as_it_was(
     ] == []
 
 
+async def test_what_the_server_could_not_use_is_not_loaded(
+    own_store: Store, database_url: str, databases: Any, tmp_path: Path
+) -> None:
+    """A superuser may do everything, and whose tables are his alone is told hours later by a server that may not read them."""
+    await fill(own_store, rows=10)
+    take(database_url, tmp_path / "d", DEFAULT_DATABASE, "notes")
+    with databases.fresh() as url:
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE ROLE its_server; GRANT CREATE ON SCHEMA pgchroma_data TO its_server")
+        try:
+            with pytest.raises(RefusedError, match="the collections here are its_server's") as caught:
+                await bring(url, tmp_path / "d")
+            assert "connect as its_server" in caught.value.hint
+            with pytest.raises(RefusedError, match="its_server"):
+                await load.preview(url, tmp_path / "d", None, "fail")
+            async with await Store.open(url) as target:
+                await make(target, "mine")
+            # Who made tables of collections here is a server.
+            async with await Store.open(url) as target:
+                await target.add((await named(target, "mine")).id, batch(["a"]))
+            assert (await bring(url, tmp_path / "d")).records == 10
+        finally:
+            with psycopg.connect(url) as connection:
+                connection.execute("DROP OWNED BY its_server; DROP ROLE its_server")
+
+
 async def test_a_whole_tenant_goes_to_another_cluster_under_another_name(
     own_store: Store, database_url: str, databases: Any, tmp_path: Path
 ) -> None:

@@ -187,6 +187,8 @@ async def load(
     async with await Store.open(database_url, settings) as store:
         await store.check_ready(10.0)
         async with load_locks.loading(database_url, manifest.digest, _place(manifest, where)) as session:
+            async with store.transaction() as connection:
+                await loads.require_server(connection)
             going = await targets(store, manifest, rename, policy)
             staged: list[tuple[Load, Target]] = []
             for target in going:
@@ -331,6 +333,8 @@ async def preview(database_url: str, folder: Path, rename: str | None, policy: P
     check(folder, manifest, lambda _: None)
     async with await Store.open(database_url, StoreSettings(pool_size=1)) as store:
         await store.check_ready(10.0)
+        async with store.transaction() as connection:
+            await loads.require_server(connection)
         return [target.path for target in await targets(store, manifest, rename, policy)]
 
 

@@ -49,6 +49,23 @@ _KEY: Final = sql.SQL(
 )
 
 
+async def require_server(connection: Connection) -> None:
+    """Raise RefusedError where another role makes the tables of collections: the server could not use those that this one would make."""
+    # The server's role is granted what the owner of the schema has anyway; one that owns tables of collections is a server's, too.
+    cursor = await connection.execute(
+        "SELECT current_user, min(pg_get_userbyid(a.grantee)) FROM pg_namespace n, aclexplode(n.nspacl) a "
+        "WHERE n.nspname = 'pgchroma_data' AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner "
+        "HAVING NOT bool_or(pg_get_userbyid(a.grantee) = current_user) AND NOT EXISTS (SELECT FROM pg_class c "
+        "WHERE c.relnamespace = to_regnamespace('pgchroma_data') AND pg_get_userbyid(c.relowner) = current_user)"
+    )
+    found = await cursor.fetchone()
+    if found is not None:
+        raise RefusedError(
+            f"this runs as {found[0]}, and the collections here are {found[1]}'s: the server could not use what would be loaded",
+            hint=f"connect as {found[1]}, as the server does; on hosts of the playbooks: pgchroma-as-server backup load",
+        )
+
+
 def as_collection(source: Catalogued, number: int | None) -> Collection:
     """Return a dumped collection the way the rest of the store knows collections."""
     return Collection(
