@@ -59,11 +59,11 @@ class Condition:
         """Whether only the end of the replay is missing, or was not seen."""
         return self.running and self.left is not None and self.left["phase"] == marker.RECOVERING
 
-    def seen_to_end(self, goal: Target) -> bool:
-        """Whether a restore to this target is the one that ends; one that may have served since it began is for a day."""
+    def ending(self, goal: Target) -> dict[str, Any] | None:
+        """Return the marker of a restore to this target that ends, or None; one that may have served since it began is that for a day."""
         if self.left is None or not self.ends or not marker.is_of(self.left, goal):
-            return False
-        return not self.serving or marker.is_recent(self.left["started"])
+            return None
+        return self.left if not self.serving or marker.is_recent(self.left["started"]) else None
 
     @property
     def moves(self) -> bool:

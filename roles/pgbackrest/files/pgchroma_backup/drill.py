@@ -10,7 +10,7 @@ from typing import Any
 
 from . import backup, engine, proof, receipts, restore, side, target, ways
 from .errors import BackupError, DamagedError
-from .settings import NONE_GIVEN, Repository, Settings
+from .settings import Repository, Settings
 from .timelines import lsn_number
 
 LAST = "drill.json"
@@ -35,8 +35,9 @@ def turn(settings: Settings, named: str) -> Repository:
     Raises:
         BackupError: there is none of that number or name.
     """
-    if named not in NONE_GIVEN:
-        return settings.named(named)
+    given = settings.given(named)
+    if given:
+        return given[0]
 
     def ended(repository: Repository) -> str:
         receipt = receipts.read(settings, last_of(repository))

@@ -77,17 +77,17 @@ def half_returned(found: dict[str, Any]) -> RefusedError:
     )
 
 
-def write(settings: Settings, phase: str, wanted: dict[str, Any], found: dict[str, Any], began: str) -> None:
+def write(
+    settings: Settings, phase: str, wanted: dict[str, Any], found: dict[str, Any], began: str, **more: object
+) -> None:
     """Say how far a restore has come; ``found`` is its plan, ``began`` when the first run of it did."""
     content = {"phase": phase, "kept": found["kept"], "target": found["target"], "started": began}
-    receipts.write(settings, NAME, {**content, "wanted": wanted, "plan": found})
+    receipts.write(settings, NAME, {**content, **more, "wanted": wanted, "plan": found})
 
 
 def end(settings: Settings, wanted: dict[str, Any], found: dict[str, Any], began: str) -> None:
     """Say that a restore has ended, when, and what it was; note() adds what its proof found."""
-    content = {"phase": ENDED, "kept": found["kept"], "target": found["target"], "started": began}
-    content |= {"ended": receipts.now(), "result": "", "detail": "", "checks": {"by": "", "digests": ""}}
-    receipts.write(settings, NAME, {**content, "wanted": wanted, "plan": found})
+    write(settings, ENDED, wanted, found, began, ended=receipts.now(), result="", detail="", checks={})
 
 
 def note(settings: Settings, receipt: dict[str, Any]) -> None:

@@ -73,8 +73,9 @@ def plan(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any]:
         found["command"] += side.options(settings, goal)
     else:
         now = condition.of(settings)
-        if now.seen_to_end(goal) and now.left is not None:
-            return ending(settings, now.left, compares=now.replaying)
+        left = now.ending(goal)
+        if left is not None:
+            return ending(settings, left, compares=now.replaying)
         over = marker.unseen(settings)
         if over is not None and now.ended and marker.is_of(over, goal):
             return ended(settings, goal, over, running=now.running)
@@ -216,19 +217,32 @@ def refuse_beyond(settings: Settings, goal: Target, way: Way) -> None:
         )
 
 
+def gone_on_with(begun: dict[str, Any], **now: object) -> dict[str, Any]:
+    """Return the plan in a restore's marker as it is now that its files are in place."""
+    return {**begun["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False, **now}
+
+
+def kept_line(found: dict[str, Any]) -> str:
+    """Return where the data directory from before is, for people."""
+    return f"  kept       {found['kept'] or 'nothing: there was no cluster before it'}"
+
+
+def what_was_restored(found: dict[str, Any]) -> list[str]:
+    """Return what a restore whose files are in place was made of, and what it has kept, for people."""
+    backup = f"  backup     {found['set']}, ended {found['set_ended']}; timeline {found['timeline']}"
+    return [backup, kept_line(found)]
+
+
 def ending(settings: Settings, left: dict[str, Any], *, compares: bool) -> dict[str, Any]:
     """Return the plan of seeing a restore to its end whose files are in place and whose server runs: there is only to be waited.
 
     ``compares`` is whether its records can be compared with what was recorded: once it takes writes that says nothing any more.
     """
-    found = {**left["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False}
-    found |= {"ended": "", "compares": compares, "running": True}
-    kept = found["kept"] or "nothing: there was no cluster before it"
+    found = gone_on_with(left, ended="", compares=compares, running=True)
     lines = [
         f"Restore {settings.stanza} to {found['target']}",
         f"  ends       the restore that began at {left['started']} and was interrupted while WAL was replayed: its files are in place",
-        f"  backup     {found['set']}, ended {found['set_ended']}; timeline {found['timeline']}",
-        f"  kept       {kept}",
+        *what_was_restored(found),
         "To restore anew, run it once more when this has ended.",
         "Commands:",
         f"  ({settings.service} runs: nothing is stopped, moved or copied; it is waited for)",
@@ -238,14 +252,12 @@ def ending(settings: Settings, left: dict[str, Any], *, compares: bool) -> dict[
 
 def ended(settings: Settings, goal: Target, over: dict[str, Any], *, running: bool) -> dict[str, Any]:
     """Return the plan of a restore that has ended, of which only what comes after it is left to do."""
-    found = {**over["plan"], "resumes": True, "moves": False, "ends": True, "flushes": False}
-    found |= {"ended": over["ended"], "compares": False, "running": running}
+    found = gone_on_with(over, ended=over["ended"], compares=False, running=running)
     again = "run pgchroma-backup restore-seen on this host first" if goal.again else 'add "again": true'
     lines = [
         f"Restore {settings.stanza} to {found['target']}",
         f"  HAS ENDED  at {over['ended']}; it began at {over['started']}, and the playbook did not come to its own end after it",
-        f"  backup     {found['set']}, ended {found['set_ended']}; timeline {found['timeline']}",
-        f"  kept       {found['kept'] or 'nothing: there was no cluster before it'}",
+        *what_was_restored(found),
         *([f"  DAMAGED    {over['detail']}"] if over["result"] == "damaged" else []),
         f"To restore anew, which loses what was written since, {again}.",
         "Commands:",
@@ -287,7 +299,7 @@ def text_of(settings: Settings, goal: Target, found: dict[str, Any]) -> str:
         )
     elif found["resumes"]:
         lines.append("  resumes    a restore that stopped half-way")
-        lines.append(f"  kept       {found['kept'] or 'nothing: there was no cluster before it'}")
+        lines.append(kept_line(found))
     elif found["kept"]:
         taken = used_bytes(settings.data) // MEGABYTE
         lines.append(

@@ -12,6 +12,9 @@ from .errors import DAMAGED, BackupError, DamagedError
 from .settings import Settings
 from .target import Target
 
+# What is said of a proof where there was nothing to compare with.
+NOT_MADE = {"by": "", "digests": ""}
+
 
 def recorded(settings: Settings, goal: Target) -> Path | None:
     """Return the file of the digests that were recorded exactly at a target, or None where there is none."""
@@ -92,7 +95,7 @@ def own(settings: Settings, goal: Target) -> dict[str, Any]:
     """
     digests = recorded(settings, goal)
     if digests is None or not has_pgchroma(settings):
-        return {"by": "", "digests": ""}
+        return dict(NOT_MADE)
     return check(settings, backup.database_url(settings), digests, in_place=True)
 
 

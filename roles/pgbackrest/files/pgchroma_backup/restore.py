@@ -116,20 +116,26 @@ def proven(
     """
 
     def prove() -> dict[str, Any]:
-        if over is not None and over["result"] == "damaged":
+        if receipt["compares"]:
+            return proof.own(settings, goal)
+        if over is None:
+            return dict(proof.NOT_MADE)
+        if over["result"] == "damaged":
             raise DamagedError(over["detail"], "")
-        found = over["checks"] if over is not None else {}
-        if over is None and receipt.get("compares", True):
-            found = proof.own(settings, goal)
-        return found or {"by": "", "digests": ""}
+        return over["checks"] or dict(proof.NOT_MADE)
 
-    leave = marker.note if unseen else (lambda settings, receipt: marker.seen(settings))
+    def leave(found: dict[str, Any]) -> None:
+        if unseen:
+            marker.note(settings, found)
+        else:
+            marker.seen(settings)
+
     try:
         receipt = proof.keep(settings, receipt, prove)
     except BackupError as error:
-        leave(settings, error.receipt or {})
+        leave(error.receipt or {})
         raise
-    leave(settings, receipt)
+    leave(receipt)
     return receipt
 
 

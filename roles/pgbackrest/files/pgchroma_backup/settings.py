@@ -69,10 +69,11 @@ class Settings:
         Raises:
             BackupError: there is none.
         """
-        for key in (lambda one: str(one.number), lambda one: one.name):
-            for repository in self.repositories:
-                if wanted == key(repository):
-                    return repository
+        by_name = {one.name: one for one in self.repositories}
+        by_number = {str(one.number): one for one in self.repositories}
+        found = by_number.get(wanted) or by_name.get(wanted)
+        if found is not None:
+            return found
         known = ", ".join(str(repository) for repository in self.repositories)
         raise BackupError(f"there is no repository {wanted}", f"choose one of {known}", CONFIGURATION)
 
@@ -84,14 +85,21 @@ class Settings:
         """
         return self.named(str(number))
 
-    def chosen(self, wanted: Iterable[str]) -> list[Repository]:
-        """Return the repositories of these numbers or names, each once; all where none is given: 0 and the empty string are none.
+    def given(self, *wanted: str) -> list[Repository]:
+        """Return the repositories of these numbers or names, each once; 0 and the empty string name none.
 
         Raises:
             BackupError: there is none of that number or name.
         """
-        given = [one.strip() for one in wanted if one.strip() not in NONE_GIVEN]
-        return list(dict.fromkeys(map(self.named, given))) or list(self.repositories)
+        return list(dict.fromkeys(self.named(one) for one in wanted if one not in NONE_GIVEN))
+
+    def chosen(self, wanted: Iterable[str]) -> list[Repository]:
+        """Return what given() does, or all repositories where none is given.
+
+        Raises:
+            BackupError: there is none of that number or name.
+        """
+        return self.given(*(one.strip() for one in wanted)) or list(self.repositories)
 
 
 def read(path: Path = FILE) -> Settings:

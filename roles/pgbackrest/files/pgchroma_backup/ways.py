@@ -9,7 +9,7 @@ from typing import Any
 
 from . import backup, engine, receipts, timelines
 from .errors import RefusedError, joined
-from .settings import NONE_GIVEN, Settings
+from .settings import Settings
 from .target import Target, is_number
 from .timelines import lsn_number
 
@@ -24,7 +24,7 @@ def choose_repository(settings: Settings, target: Target, look: Look) -> tuple[i
     Raises:
         BackupError: the one named cannot be read, or none can.
     """
-    named = [settings.named(target.repository).number] if target.repository not in NONE_GIVEN else []
+    named = [entry.number for entry in settings.given(target.repository)]
     faults = []
     for number in named or [entry.number for entry in settings.repositories]:
         info = look(number)
