@@ -165,13 +165,14 @@ def _examine(folder: Path, scope: Scope) -> tuple[Journal, bool]:
     written = names - {container.JOURNAL}
     if not begun and written:
         raise RefusedError(f"{folder} is not empty", hint="name an empty folder or one that does not exist")
+    is_begun = begun[:1] == [_head(scope)]
     # One that has written nothing but its name keeps nobody from another dump.
-    if begun and begun[0] != _head(scope) and (written or len(begun) > 1):
+    if begun and not is_begun and (written or len(begun) > 1):
         raise RefusedError(
             f"{folder} holds an unfinished dump of something else",
             hint="finish that one, or name another folder",
         )
-    return journal, bool(begun) and begun[0] == _head(scope)
+    return journal, is_begun
 
 
 def _still_true(

@@ -128,7 +128,9 @@ def _require_name(rename: str, name: str, *, is_tenant: bool) -> None:
 
 
 async def targets(store: Store, manifest: Manifest, rename: str | None, policy: Policy) -> list[Target]:
-    """Return where everything goes; RefusedError when the policy is `fail` and something is there."""
+    """Return where everything goes; RefusedError when the policy is `fail` and something is there, or the role is not the server's."""
+    async with store.transaction() as connection:
+        await loads.require_server(connection)
     where = renamed(manifest, rename)
     found, taken = [], []
     for entry in manifest.collections:
@@ -187,8 +189,6 @@ async def load(
     async with await Store.open(database_url, settings) as store:
         await store.check_ready(10.0)
         async with load_locks.loading(database_url, manifest.digest, _place(manifest, where)) as session:
-            async with store.transaction() as connection:
-                await loads.require_server(connection)
             going = await targets(store, manifest, rename, policy)
             staged: list[tuple[Load, Target]] = []
             for target in going:
@@ -333,8 +333,6 @@ async def preview(database_url: str, folder: Path, rename: str | None, policy: P
     check(folder, manifest, lambda _: None)
     async with await Store.open(database_url, StoreSettings(pool_size=1)) as store:
         await store.check_ready(10.0)
-        async with store.transaction() as connection:
-            await loads.require_server(connection)
         return [target.path for target in await targets(store, manifest, rename, policy)]
 
 

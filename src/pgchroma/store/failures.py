@@ -8,7 +8,7 @@ from pgchroma.errors import DatabaseNotReadyError, DatabaseUnreachableError
 
 # How PostgreSQL's messages name a table of a collection, see tables.py.
 _TABLES: Final = '"pgchroma_data.'
-UNPREPARED: Final = (
+_UNPREPARED: Final = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.InvalidSchemaName,
     psycopg.errors.InsufficientPrivilege,
@@ -78,6 +78,6 @@ def unprepared(error: BaseException) -> DatabaseNotReadyError:
 
 def explained(error: psycopg.Error) -> Exception:
     """Return the error that a person is told for one of PostgreSQL's; what nobody foresaw stays as it is."""
-    if isinstance(error, UNPREPARED):
+    if isinstance(error, _UNPREPARED):
         return unprepared(error)
     return unreachable(error) if isinstance(error, psycopg.OperationalError) else error
